@@ -1,0 +1,130 @@
+"""Every error a user can catch, as one tree.
+
+The caller's mistakes are also ``ValueError``; what replaces a driver's error also inherits it, so
+``except psycopg.OperationalError`` keeps working.
+
+```
+AuroraStoreError
+├── ConfigurationError (ValueError)      a parameter, a setting or the environment is wrong
+│   └── MissingExtraError (ImportError)  an optional package is not installed
+├── InvalidItemError (ValueError)        an item that cannot be stored; nothing was written
+├── InvalidFilterError (ValueError)      a search filter that means nothing
+├── SchemaError (psycopg.ProgrammingError)
+│   ├── SchemaMissingError               the tables are not there: setup() has not run
+│   └── SchemaDriftError                 the database and the index configuration differ
+├── ClusterError                         the cluster could not be looked up
+│   ├── ClusterNotFoundError
+│   ├── ClusterAccessDeniedError
+│   └── IamAuthenticationDisabledError
+├── CredentialsError                     AWS credentials or a secret could not be read
+├── ConnectError (psycopg.OperationalError)
+│   ├── AuthenticationError              the server refused the user or the token
+│   ├── DatabaseNotFoundError
+│   ├── CertificateError                 the server's certificate could not be verified
+│   ├── HostNotFoundError                the endpoint's name does not resolve
+│   ├── ConnectTimeoutError              nothing answered in time
+│   └── PoolTimeoutError                 every connection of the pool is in use
+└── EmbeddingError                       the embedding service or model failed
+    ├── EmbeddingAccessError             a permission, a key or a model's activation is missing
+    └── EmbeddingResponseError           vectors of the wrong count, length or content
+```
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+
+class AuroraStoreError(Exception):
+    """Base of every error this package raises on its own account."""
+
+
+class ConfigurationError(AuroraStoreError, ValueError):
+    """A parameter, a setting or the environment is wrong; the message says what to pass."""
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """An optional package is not installed; the message holds the ``pip install`` line."""
+
+
+class InvalidItemError(AuroraStoreError, ValueError):
+    """An item cannot be stored; raised before anything is written.
+
+    The message names namespace, key and field, never the value.
+    """
+
+
+class InvalidFilterError(AuroraStoreError, ValueError):
+    """A search filter holds an unknown operator or an operand that cannot be compared."""
+
+
+class SchemaError(AuroraStoreError, psycopg.ProgrammingError):
+    """The store's tables are not what this store needs."""
+
+
+class SchemaMissingError(SchemaError):
+    """The store's tables do not exist: run ``setup()`` once, or the SQL of ``ddl()``."""
+
+
+class SchemaDriftError(SchemaError):
+    """The database holds vectors of another shape than the index configuration describes."""
+
+
+class ClusterError(AuroraStoreError):
+    """The cluster could not be resolved to an endpoint."""
+
+
+class ClusterNotFoundError(ClusterError):
+    """``rds:DescribeDBClusters`` knows no such cluster in this account and region."""
+
+
+class ClusterAccessDeniedError(ClusterError):
+    """The caller may not call ``rds:DescribeDBClusters``."""
+
+
+class IamAuthenticationDisabledError(ClusterError):
+    """The cluster does not accept IAM tokens: IAM database authentication is switched off."""
+
+
+class CredentialsError(AuroraStoreError):
+    """AWS credentials or a secret could not be read."""
+
+
+class ConnectError(AuroraStoreError, psycopg.OperationalError):
+    """A connection could not be made; the message carries the server's own reason."""
+
+
+class AuthenticationError(ConnectError):
+    """The server refused the user, the token or the password."""
+
+
+class DatabaseNotFoundError(ConnectError):
+    """The server has no such database."""
+
+
+class CertificateError(ConnectError):
+    """The server's certificate could not be verified against the trust store."""
+
+
+class HostNotFoundError(ConnectError):
+    """The endpoint's host name does not resolve."""
+
+
+class ConnectTimeoutError(ConnectError):
+    """The server did not answer within the connect timeout."""
+
+
+class PoolTimeoutError(ConnectError):
+    """Every connection of the pool stayed in use for the whole waiting time."""
+
+
+class EmbeddingError(AuroraStoreError):
+    """The embedding service failed; nothing was written."""
+
+
+class EmbeddingAccessError(EmbeddingError):
+    """A permission, an API key or the activation of a model is missing."""
+
+
+class EmbeddingResponseError(EmbeddingError):
+    """The embedding service answered with vectors of the wrong count, length or content."""
