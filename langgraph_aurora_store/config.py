@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar, get_args
 
+from langgraph_aurora_store.errors import ConfigurationError
 
 Distance: TypeAlias = Literal["cosine", "l2", "inner_product"]
 VectorType: TypeAlias = Literal["vector", "halfvec"]
@@ -14,6 +17,20 @@ IndexKind: TypeAlias = Literal["hnsw", "ivfflat", "flat"]
 
 # pgvector README, "HNSW": an index holds up to 2,000 dimensions of vector, 4,000 of halfvec.
 MAX_INDEXED_DIMS: Mapping[VectorType, int] = {"vector": 2000, "halfvec": 4000}
+# pgvector README, "Vector Type" and "Halfvec Type": a column holds up to 16,000 dimensions.
+MAX_DIMS = 16_000
+# The least and most that pgvector takes, hnsw.h and ivfflat.h, and which kind each belongs to.
+_BUILD_RANGES = {"m": (2, 100), "ef_construction": (4, 1000), "lists": (1, 32_768)}
+_BUILD_KEYS: Mapping[IndexKind, tuple[str, ...]] = {
+    "hnsw": ("m", "ef_construction"),
+    "ivfflat": ("lists", "nlist"),
+    "flat": (),
+}
+_INDEX_KEYS = ("ann_index_config", "dims", "distance_type", "embed", "fields")
+_ANN_KEYS = ("ef_construction", "kind", "lists", "m", "nlist", "vector_type")
+_TTL_KEYS = ("default_ttl", "omit_expired", "refresh_on_read", "sweep_interval_minutes")
+
+_Choice = TypeVar("_Choice", bound=str)
 
 
 def environment() -> Mapping[str, str]:
@@ -27,6 +44,9 @@ class IndexSettings:
 
     ``dims`` counts dimensions; ``m``, ``ef_construction`` and ``lists`` are pgvector's build
     parameters, ``None`` for its defaults.
+
+    Raises:
+        ConfigurationError: when made with values that pgvector would refuse.
     """
 
     dims: int
@@ -38,6 +58,62 @@ class IndexSettings:
     ef_construction: int | None = None
     lists: int | None = None
 
+    def __post_init__(self) -> None:
+        _within("dims", self.dims, 1, MAX_DIMS)
+        limit = MAX_INDEXED_DIMS[self.vector_type]
+        if self.kind != "flat" and self.dims > limit:
+            fits_halfvec = self.dims <= MAX_INDEXED_DIMS["halfvec"]
+            way_out = "'vector_type': 'halfvec', or " if fits_halfvec else ""
+            raise ConfigurationError(
+                f"an index of kind {self.kind!r} holds at most {limit} dimensions of"
+                f" {self.vector_type}, not {self.dims}; set in ann_index_config {way_out}"
+                "'kind': 'flat' (an exact search without an index)"
+            )
+        for name, (low, high) in _BUILD_RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                _within(name, value, low, high)
+        # pgvector, hnsw.h: m is 16 and ef_construction 64 by default, and at least twice m.
+        if (self.ef_construction or 64) < 2 * (self.m or 16):
+            raise ConfigurationError(
+                f"m={self.m or 16} needs an ef_construction of at least {2 * (self.m or 16)},"
+                f" not {self.ef_construction or 64}"
+            )
+
+    @classmethod
+    def from_config(cls, index: Mapping[str, object], dims: int | None = None) -> IndexSettings:
+        """Read the ``index=`` mapping that LangGraph's stores take.
+
+        Args:
+            index: LangGraph's ``IndexConfig`` with the parent's ``ann_index_config`` and
+                ``distance_type``. More than 2,000 dimensions without a ``vector_type`` are
+                stored as ``halfvec``, unless ``kind`` is ``flat``, which needs no index.
+            dims: the length of the embedding model's vectors, where it is known.
+
+        Raises:
+            ConfigurationError: for an unknown key, a value out of range, or dimensions that are
+                unknown, or that differ between ``index`` and the model.
+        """
+        # The parent keeps what it derived from a configuration in the same mapping, under "__".
+        _known_keys("index=", (key for key in index if not key.startswith("__")), _INDEX_KEYS)
+        ann = index.get("ann_index_config") or {}
+        if not isinstance(ann, Mapping):
+            raise ConfigurationError(f"ann_index_config is a mapping, not {ann!r}")
+        _known_keys("ann_index_config", ann, _ANN_KEYS)
+        kind: IndexKind = _one_of("kind", ann.get("kind", "hnsw"), get_args(IndexKind))
+        size = _dims(index.get("dims"), dims)
+        narrow = size > MAX_INDEXED_DIMS["vector"] and kind != "flat"
+        vector_type = ann.get("vector_type") or ("halfvec" if narrow else "vector")
+        return cls(
+            dims=size,
+            fields=_fields(index.get("fields")),
+            distance=_one_of(
+                "distance_type", index.get("distance_type", "cosine"), get_args(Distance)
+            ),
+            vector_type=_one_of("vector_type", vector_type, get_args(VectorType)),
+            kind=kind,
+            **_build_parameters(kind, ann),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TtlSettings:
@@ -47,4 +123,92 @@ class TtlSettings:
     default_ttl: float | None = None
     sweep_interval_minutes: float | None = None
 
+    @classmethod
+    def from_config(cls, ttl: Mapping[str, object] | None) -> TtlSettings:
+        """Read the ``ttl=`` mapping that LangGraph's stores take; ``None`` means no expiry.
 
+        ``omit_expired`` is accepted and needs no setting: an expired memory is never returned.
+
+        Raises:
+            ConfigurationError: for an unknown key or a value that is not a positive number.
+        """
+        ttl = ttl or {}
+        _known_keys("ttl=", ttl, _TTL_KEYS)
+        for name in ("refresh_on_read", "omit_expired"):
+            if not isinstance(ttl.get(name, True), bool):
+                raise ConfigurationError(f"{name} is True or False, not {ttl[name]!r}")
+        return cls(
+            refresh_on_read=bool(ttl.get("refresh_on_read", True)),
+            default_ttl=_minutes("default_ttl", ttl.get("default_ttl")),
+            sweep_interval_minutes=_minutes(
+                "sweep_interval_minutes", ttl.get("sweep_interval_minutes")
+            ),
+        )
+
+
+def _known_keys(where: str, given: Iterable[object], known: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigurationError(
+                f"{where} has an unknown key {key!r}{hint} (known: {', '.join(known)})"
+            )
+
+
+def _one_of(name: str, value: object, choices: tuple[_Choice, ...]) -> _Choice:
+    for choice in choices:
+        if value == choice:
+            return choice
+    raise ConfigurationError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+
+
+def _within(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigurationError(f"{name} is a whole number from {low} to {high}, not {value!r}")
+    return value
+
+
+def _dims(configured: object, of_model: int | None) -> int:
+    if configured is None and of_model is None:
+        raise ConfigurationError(
+            "the embedding model's dimensions are unknown; pass index={'dims': ...}"
+        )
+    size = _within("dims", of_model if configured is None else configured, 1, MAX_DIMS)
+    if of_model not in (None, size):
+        raise ConfigurationError(
+            f"index= says {size} dims, but the embedding model returns {of_model};"
+            " leave 'dims' out or correct it"
+        )
+    return size
+
+
+def _fields(fields: object) -> tuple[str, ...]:
+    paths = (fields,) if isinstance(fields, str) else fields or ("$",)
+    if not isinstance(paths, list | tuple):
+        raise ConfigurationError(f"fields is a path or a list of paths, not {fields!r}")
+    for path in paths:
+        if not isinstance(path, str) or not path.strip():
+            raise ConfigurationError(f"fields holds a path that is not text: {path!r}")
+    return tuple(dict.fromkeys(paths))
+
+
+def _build_parameters(kind: IndexKind, ann: Mapping[str, object]) -> dict[str, int]:
+    given: dict[str, int] = {}
+    for key in ("m", "ef_construction", "lists", "nlist"):
+        if (value := ann.get(key)) is None:
+            continue
+        if key not in _BUILD_KEYS[kind]:
+            raise ConfigurationError(f"{key!r} has no meaning for an index of kind {kind!r}")
+        name = "lists" if key == "nlist" else key
+        if given.setdefault(name, _within(key, value, *_BUILD_RANGES[name])) != value:
+            raise ConfigurationError("'lists' and 'nlist' are one setting; pass one of them")
+    return given
+
+
+def _minutes(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{name} is a positive number of minutes or None, not {value!r}")
+    return float(value)
