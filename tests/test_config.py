@@ -94,7 +94,7 @@ def test_flat_keeps_full_precision_at_any_length():
 
 def test_a_chosen_vector_type_that_cannot_be_indexed_is_refused():
     """What the user wrote is not overruled: the error offers both ways out."""
-    with pytest.raises(ConfigurationError, match="2000 dimensions of vector.*halfvec.*flat"):
+    with pytest.raises(ConfigurationError, match=r"2000 dimensions of vector.*halfvec.*flat"):
         read_index({"dims": 3072, "ann_index_config": {"vector_type": "vector"}})
 
 
@@ -113,7 +113,7 @@ def test_dims_come_from_the_model_when_the_index_is_silent():
 
 def test_dims_that_differ_from_the_models_are_refused():
     """Both numbers are in the message."""
-    with pytest.raises(ConfigurationError, match="512 dims.*returns 1024"):
+    with pytest.raises(ConfigurationError, match=r"512 dims.*returns 1024"):
         read_index({"dims": 512}, 1024)
 
 
