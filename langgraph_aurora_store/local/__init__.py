@@ -1,0 +1,30 @@
+"""A local Aurora: real PostgreSQL with pgvector behind a gate that behaves like RDS.
+
+```python
+from langgraph_aurora_store.local import LocalAurora
+
+with LocalAurora() as cluster:
+    ...  # cluster.session, cluster.endpoint, cluster.port, cluster.sslrootcert
+```
+
+Needs ``pip install 'langgraph-aurora-store[local]'``. From a shell:
+``python -m langgraph_aurora_store.local``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from langgraph_aurora_store.local.aurora import LocalAurora as LocalAurora
+
+__all__ = ["LocalAurora"]
+
+
+def __getattr__(name: str) -> object:
+    # The gate's own process imports its two modules of this package and nothing else.
+    if name == "LocalAurora":
+        from langgraph_aurora_store.local.aurora import LocalAurora
+
+        return LocalAurora
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

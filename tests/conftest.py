@@ -1,0 +1,67 @@
+"""One local Aurora for the session, and a fresh database in it for each test that asks."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from langgraph_aurora_store.local import LocalAurora
+
+FOREIGN_VARIABLES = ("AURORA_", "AWS_", "OPENAI_", "PG")
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database of one test: owned by the cluster's user, with pgvector and nothing else."""
+
+    cluster: LocalAurora
+    name: str
+
+    @property
+    def admin_dsn(self) -> str:
+        """As the superuser, past the gate: for looking at what is there."""
+        return self.cluster.admin_dsn_for(self.name)
+
+    @property
+    def owner_dsn(self) -> str:
+        """As the application's role, past the gate: for tests that are not about connecting."""
+        return psycopg.conninfo.make_conninfo(self.admin_dsn, user=self.cluster.user)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server", type=int, choices=(16, 18), default=16, help="major version of PostgreSQL"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _hermetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test: neither variables nor the AWS files."""
+    for name in os.environ:
+        if name.startswith(FOREIGN_VARIABLES):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def aurora(request: pytest.FixtureRequest) -> Iterator[LocalAurora]:
+    """The session's cluster. What a test turns on it, ``database`` turns back."""
+    with LocalAurora(version=request.config.getoption("--server"), export=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database(aurora: LocalAurora) -> Iterator[Database]:
+    """A fresh database of its own, dropped afterwards with whoever is still connected."""
+    fresh = Database(aurora, f"test_{next(_numbers)}")
+    aurora.create_database(fresh.name)
+    yield fresh
+    aurora.reset()
+    aurora.drop_database(fresh.name)
