@@ -1,0 +1,105 @@
+"""Text to vectors: Amazon Bedrock, OpenAI, and whatever LangChain embeds with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from langchain_core.embeddings import Embeddings
+from langgraph.store.base import ensure_embeddings
+
+from langgraph_aurora_store.embeddings.bedrock import BedrockEmbeddings
+from langgraph_aurora_store.embeddings.labels import text_labels
+from langgraph_aurora_store.embeddings.models import find_model, known_models
+from langgraph_aurora_store.embeddings.openai import OpenAIEmbeddings
+from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
+from langgraph_aurora_store.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import boto3
+
+__all__ = [
+    "BedrockEmbeddings",
+    "Embed",
+    "OpenAIEmbeddings",
+    "Resolved",
+    "resolve",
+    "text_labels",
+]
+
+Embed: TypeAlias = (
+    str
+    | Embeddings
+    | Callable[[Sequence[str]], list[list[float]]]
+    | Callable[[Sequence[str]], Awaitable[list[list[float]]]]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What embeds, and the length of its vectors; None until it has been asked once."""
+
+    embeddings: Embeddings
+    dims: int | None
+
+
+def resolve(
+    embed: Embed,
+    *,
+    dims: int | None = None,
+    session: boto3.Session | None = None,
+    region: str | None = None,
+) -> Resolved:
+    """What an index configuration's ``embed`` and ``dims`` stand for; no I/O, no SDK import.
+
+    ``embed`` is ``"bedrock:<model id>"``, ``"openai:<model>"``, another ``"provider:model"`` that
+    LangChain's ``init_embeddings`` knows, a LangChain ``Embeddings``, or a function, plain or
+    async, from texts to vectors. ``session`` and ``region`` are for Bedrock.
+
+    Raises `ConfigurationError` for an unknown provider or model, and for ``dims`` that the model
+    does not offer.
+    """
+    if isinstance(embed, str):
+        return _named(embed, dims, session, region)
+    embeddings = ensure_embeddings(embed)
+    if isinstance(embeddings, ServiceEmbeddings):
+        if dims not in (None, embeddings.dimensions):
+            raise ConfigurationError(
+                f"dims={dims} in the index, but {embeddings!r} makes vectors of "
+                f"{embeddings.dimensions}; leave dims out, or pass dimensions={dims} to it"
+            )
+        return Resolved(embeddings, embeddings.dimensions)
+    return Resolved(embeddings, dims)
+
+
+def _named(
+    name: str, dims: int | None, session: boto3.Session | None, region: str | None
+) -> Resolved:
+    provider, colon, model = name.partition(":")
+    if provider == "bedrock" and model:
+        bedrock = BedrockEmbeddings(model, dimensions=dims, session=session, region=region)
+        return Resolved(bedrock, bedrock.dimensions)
+    if provider == "openai" and model:
+        openai = OpenAIEmbeddings(model, dimensions=dims)
+        return Resolved(openai, openai.dimensions)
+    if not colon or not model or find_model(name, "bedrock"):
+        raise ConfigurationError(_unnamed(name))
+    try:
+        return Resolved(ensure_embeddings(name), dims)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"embed={name!r}: {error}. {_KNOWN}") from error
+
+
+_KNOWN = (
+    f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
+    "Any LangChain Embeddings object or function from texts to vectors can be passed instead"
+)
+
+
+def _unnamed(name: str) -> str:
+    """The error for a model without its provider."""
+    for provider in ("bedrock", "openai"):
+        if find_model(name, provider):
+            return f"embed={name!r} names no provider; write {provider + ':' + name!r}"
+    return f"embed={name!r} is no 'provider:model'. {_KNOWN}"

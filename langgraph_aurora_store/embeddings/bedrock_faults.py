@@ -1,0 +1,203 @@
+"""What Bedrock's and botocore's errors mean, and what to do about each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from langgraph_aurora_store.embeddings.limits import accepted_share, says_too_long
+from langgraph_aurora_store.embeddings.redaction import blame, service_words
+from langgraph_aurora_store.embeddings.retry import Fault, retry_after_s
+from langgraph_aurora_store.errors import (
+    AuroraStoreError,
+    EmbeddingAccessError,
+    EmbeddingError,
+    EmbeddingResponseError,
+)
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+# InvokeModel, "Errors" in the Amazon Bedrock API reference; and those common to all AWS services.
+TRANSIENT = frozenset(
+    {
+        "InternalServerException",
+        "InternalFailure",
+        "ModelErrorException",
+        "ModelNotReadyException",
+        "ModelTimeoutException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+REFUSED_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+_PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
+_PROFILE = re.compile(r"^([a-z]{2,6}(?:-gov)?)\.(.+)$")
+
+
+def explain(error: Exception, *, model: str, region: str, texts: Sequence[str]) -> Fault:
+    """The fault behind an exception of ``invoke_model``, or of reading its answer."""
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, AuroraStoreError):
+        return Fault(error=error)
+    if isinstance(error, ClientError):
+        fault = _refused(error, model, region, texts)
+    else:
+        fault = _unanswered(error, model, region, texts)
+    blame(fault.error, error, texts)
+    return fault
+
+
+def _refused(error: ClientError, model: str, region: str, texts: Sequence[str]) -> Fault:
+    """Bedrock answered with an error of its own."""
+    code = str(error.response.get("Error", {}).get("Code", "unknown error"))
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    metadata = error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    where = f"Bedrock model {model} in {region}"
+    said = f"Bedrock said {code}: {service_words(message, texts)}"
+    if code in TRANSIENT or status in (408, 429) or status >= 500:
+        return Fault(
+            error=EmbeddingError(f"{where} is throttled or unavailable; {said}"),
+            transient=True,
+            retry_after_s=retry_after_s(dict(metadata.get("HTTPHeaders", {}))),
+        )
+    if code == "ValidationException" and says_too_long(message):
+        refusal = EmbeddingError(
+            f"{where} found a text too long; {said}. Shorten it, split it, or pass "
+            'truncate="warn" to have it cut'
+        )
+        return Fault(error=refusal, too_long=True, fits=accepted_share(message))
+    advice = _advice(code, message, model, region)
+    if advice:
+        return Fault(error=EmbeddingAccessError(f"{where}: {advice}. {said}"))
+    return Fault(error=EmbeddingError(f"{where} refused the request; {said}"))
+
+
+def _advice(code: str, message: str, model: str, region: str) -> str:
+    """What is missing, where the refusal is about the caller and not about the request."""
+    if code in REFUSED_CREDENTIALS:
+        return (
+            "the AWS credentials were refused; refresh them, and see that they belong to this "
+            "partition and that the machine's clock is right"
+        )
+    if code in ("AccessDeniedException", "AccessDenied"):
+        return (
+            f"access denied. Allow bedrock:InvokeModel on {' and '.join(_arns(model, region))}, "
+            "and see that the account has access to the model in this region"
+        )
+    if "on-demand throughput" in message:
+        return (
+            "this model is served through inference profiles only; put the geography in front of "
+            f"its id, such as 'us.{model}' or 'eu.{model}', or pass a profile's ARN with "
+            "base_model="
+        )
+    unknown = "model identifier is invalid" in message or "model ID" in message
+    if code == "ResourceNotFoundException" or (code == "ValidationException" and unknown):
+        return (
+            f"{region} has no such model. Check the id, pass region= of a region that offers it, "
+            f"or use a cross-region profile such as 'us.{_base(model)}'"
+        )
+    return ""
+
+
+def _unanswered(error: Exception, model: str, region: str, texts: Sequence[str]) -> Fault:
+    """No answer came, or none that could be read."""
+    from botocore import exceptions as aws
+    from urllib3.exceptions import HTTPError
+
+    where = f"Bedrock model {model} in {region}"
+    kind = type(error).__name__
+    if isinstance(error, ValueError) and not isinstance(error, aws.BotoCoreError):
+        return Fault(
+            error=EmbeddingResponseError(f"{where} answered with something else than JSON")
+        )
+    if isinstance(error, _credential_errors()):
+        return Fault(
+            error=EmbeddingAccessError(
+                f"{where}: no usable AWS credentials ({kind}: {service_words(str(error), texts)}). "
+                "Give the process a role or a profile, or pass session="
+            )
+        )
+    if isinstance(error, aws.EndpointConnectionError) and not _has_bedrock(region):
+        return Fault(
+            error=EmbeddingAccessError(
+                f"{where}: there is no Bedrock endpoint known in {region!r}; pass region= of a "
+                "region that offers the model, or endpoint_url="
+            )
+        )
+    lost = (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, HTTPError)
+    if isinstance(error, lost) and not isinstance(error, aws.SSLError):
+        return Fault(error=EmbeddingError(f"{where} did not answer ({kind})"), transient=True)
+    return Fault(
+        error=EmbeddingError(f"{where} failed: {kind}: {service_words(str(error), texts)}")
+    )
+
+
+def _credential_errors() -> tuple[type[Exception], ...]:
+    from botocore import exceptions as aws
+
+    return (
+        aws.NoCredentialsError,
+        aws.PartialCredentialsError,
+        aws.CredentialRetrievalError,
+        aws.NoAuthTokenError,
+        aws.ProfileNotFound,
+        aws.SSOError,
+        aws.TokenRetrievalError,
+        aws.UnauthorizedSSOTokenError,
+    )
+
+
+def _has_bedrock(region: str) -> bool:
+    import botocore.session
+
+    session = botocore.session.get_session()
+    return any(
+        region in session.get_available_regions("bedrock-runtime", partition)
+        for partition in session.get_available_partitions()
+    )
+
+
+def _arns(model: str, region: str) -> list[str]:
+    """The resources that a policy must name for ``model``.
+
+    Amazon Bedrock user guide, "Prerequisites for inference profiles": a cross-region profile needs
+    the profile and the model in each region it may send the request to.
+    """
+    if model.startswith("arn:"):
+        return [model]
+    starts = [name for name in _PARTITIONS if region.startswith(name)]
+    partition = _PARTITIONS[starts[0]] if starts else "aws"
+    if _base(model) == model:
+        return [f"arn:{partition}:bedrock:{region}::foundation-model/{model}"]
+    return [
+        f"arn:{partition}:bedrock:{region}:<account>:inference-profile/{model}",
+        f"arn:{partition}:bedrock:*::foundation-model/{_base(model)}",
+    ]
+
+
+def _base(model: str) -> str:
+    """The model id without a geography in front; two dots tell a profile from a plain id."""
+    profile = _PROFILE.match(model)
+    return profile[2] if profile and "." in profile[2] else model

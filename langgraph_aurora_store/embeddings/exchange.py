@@ -1,0 +1,119 @@
+"""One request with all its attempts, as steps that a blocking and an asyncio driver can take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from langgraph_aurora_store.embeddings.limits import largest_token_count
+from langgraph_aurora_store.embeddings.models import Model
+from langgraph_aurora_store.embeddings.options import Options
+from langgraph_aurora_store.embeddings.plan import Answer, Request, Text, checked
+from langgraph_aurora_store.embeddings.retry import Backoff, Clock, Fault
+from langgraph_aurora_store.errors import AuroraStoreError, EmbeddingResponseError
+
+logger = logging.getLogger(__name__)
+
+# A text refused as too long, with no numbers to go by, is cut to this share and tried again.
+BLIND_SHARE = 0.7
+# Where the service did say how much would fit, a little less: its tokens are no characters.
+MARGIN = 0.97
+SHORTEST_CUT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this request; reply with the service's decoded answer or the SDK's exception."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let this many seconds pass; the reply is ignored."""
+
+    seconds: float
+
+
+Steps: TypeAlias = Generator[Send | Pause, object, Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """How requests to one service go: what is retried, shortened, checked and given up.
+
+    ``explain`` turns an exception of the SDK into what it means.
+    """
+
+    model: Model
+    options: Options
+    clock: Clock
+    explain: Callable[[Exception, Request], Fault]
+
+    def steps(self, request: Request) -> Steps:
+        """The request until it is answered; raises `EmbeddingError` when it will not be."""
+        backoff = Backoff(self.clock, self.options.deadline_s)
+        while True:
+            reply = yield Send(request)
+            if not isinstance(reply, Exception):
+                return Answer(self._vectors(reply, request), request.texts)
+            fault = self.explain(reply, request)
+            if fault.too_long and self.options.truncate == "warn":
+                return (yield from self._shortened(request, fault))
+            delay = backoff.delay_after(fault)
+            if delay is None:
+                raise self._final(fault, backoff) from fault.error.__cause__
+            logger.debug(
+                "%s: attempt %d failed, next in %.2f s", self.model.id, backoff.attempts, delay
+            )
+            yield Pause(delay)
+
+    def _shortened(self, request: Request, fault: Fault) -> Steps:
+        """The request again, with less of the text the service found too long."""
+        if len(request.texts) > 1:
+            return (yield from self._apart(request, fault))
+        [text] = request.texts
+        share = MARGIN * min(fault.fits, 1.0) if fault.fits else BLIND_SHARE
+        length = int(len(text.content) * share)
+        if length < SHORTEST_CUT:
+            raise fault.error
+        return (yield from self.steps(replace(request, texts=(text.cut_to(length),))))
+
+    def _apart(self, request: Request, fault: Fault) -> Steps:
+        """The request in parts, each text that may be the long one alone."""
+        places = range(len(request.texts))
+        long = [place for place in places if self._may_be_long(request.texts[place])]
+        parts = [[place for place in places if place not in long], *([place] for place in long)]
+        if not long:
+            raise fault.error
+        vectors: dict[int, list[float]] = {}
+        texts = dict(enumerate(request.texts))
+        for part in filter(None, parts):
+            smaller = replace(request, texts=tuple(request.texts[place] for place in part))
+            answer = yield from self.steps(smaller)
+            vectors.update(zip(part, answer.vectors, strict=True))
+            texts.update(zip(part, answer.texts, strict=True))
+        return Answer([vectors[place] for place in places], tuple(texts.values()))
+
+    def _may_be_long(self, text: Text) -> bool:
+        family = self.model.family
+        return largest_token_count(text.content, family) >= family.max_tokens
+
+    def _vectors(self, answer: object, request: Request) -> list[list[float]]:
+        try:
+            vectors = self.model.family.read(answer)
+        except LookupError as error:
+            raise EmbeddingResponseError(
+                f"{self.model.id} answered without vectors at {error.args[0]}"
+            ) from None
+        return checked(vectors, request, self.model)
+
+    def _final(self, fault: Fault, backoff: Backoff) -> AuroraStoreError:
+        if not fault.transient:
+            return fault.error
+        return type(fault.error)(
+            f"{fault.error}; gave up after {backoff.attempts} attempt(s) in "
+            f"{backoff.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g})"
+        )

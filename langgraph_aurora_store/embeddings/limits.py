@@ -1,0 +1,101 @@
+"""How much of a text a model takes: cutting without a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from langgraph_aurora_store.embeddings.models import Family
+
+# "The characters to tokens ratio in English is 4.7, on average": Amazon Bedrock user guide,
+# Amazon Titan Text Embeddings models.
+CHARS_PER_TOKEN = 4.7
+# Other scripts: a token of the usual byte-pair vocabularies holds about two bytes of UTF-8.
+BYTES_PER_TOKEN = 2.0
+
+_MEASURES = (
+    # Titan: "Too many input tokens. Max input tokens: 8192, request input token count: 9875"
+    re.compile(
+        r"max input tokens: (?P<limit>\d+), request input token count: (?P<given>\d+)", re.I
+    ),
+    # Bedrock's schema: "expected maxLength: 50000, actual: 52611"
+    re.compile(r"expected maxLength: (?P<limit>\d+), actual: (?P<given>\d+)", re.I),
+    # OpenAI: "maximum context length is 8192 tokens, however you requested 9875 tokens"
+    re.compile(
+        r"maximum context length is (?P<limit>\d+) tokens,? however,? you requested (?P<given>\d+)",
+        re.I,
+    ),
+)
+_TOO_LONG = re.compile(
+    r"too many (input )?tokens|too long|maximum (context|input) length|maxLength|max_tokens_per",
+    re.I,
+)
+
+
+def fitting_length(text: str, family: Family) -> int:
+    """How many characters of ``text`` to send: exact where the model counts characters.
+
+    A limit in tokens is estimated at the average of English prose, so that no more is lost than
+    needed; a service that still finds the text too long says so, and `accepted_share` reads it.
+    """
+    length = min(len(text), family.max_chars or len(text))
+    if _tokens(text[:length]) <= family.max_tokens:
+        return length
+    if text.isascii():
+        return int(family.max_tokens * CHARS_PER_TOKEN)
+    return _longest_prefix(text[:length], family.max_tokens)
+
+
+def largest_token_count(text: str, family: Family) -> int:
+    """A number of tokens ``text`` cannot exceed: a token holds at least one byte."""
+    return min(len(text.encode("utf-8", "surrogatepass")), family.max_tokens)
+
+
+def says_too_long(message: str) -> bool:
+    """Whether a service's refusal is about the length of a text."""
+    return bool(_TOO_LONG.search(message))
+
+
+def accepted_share(message: str) -> float | None:
+    """The share of the text that would have fitted, where the refusal holds the two numbers."""
+    for measure in _MEASURES:
+        if (found := measure.search(message)) and int(found["given"]):
+            return int(found["limit"]) / int(found["given"])
+    return None
+
+
+def batches(texts: Sequence[str], family: Family) -> Iterator[list[int]]:
+    """Positions of ``texts`` in requests that stay within the family's count and size."""
+    batch: list[int] = []
+    tokens = 0
+    for position, text in enumerate(texts):
+        size = largest_token_count(text, family) if family.request_tokens else 0
+        full = len(batch) == family.texts or tokens + size > (family.request_tokens or 0)
+        if batch and full:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(position)
+        tokens += size
+    if batch:
+        yield batch
+
+
+def _tokens(text: str) -> float:
+    if text.isascii():
+        return len(text) / CHARS_PER_TOKEN
+    encoded = len(text.encode("utf-8", "surrogatepass"))
+    others = sum(character > "\x7f" for character in text)
+    ascii_characters = len(text) - others
+    return ascii_characters / CHARS_PER_TOKEN + (encoded - ascii_characters) / BYTES_PER_TOKEN
+
+
+def _longest_prefix(text: str, max_tokens: int) -> int:
+    """The longest prefix estimated at no more than ``max_tokens``, by bisection."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _tokens(text[:middle]) <= max_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return low

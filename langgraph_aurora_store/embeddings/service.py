@@ -1,0 +1,137 @@
+"""What every embedding service of this package does, whatever its SDK."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import abstractmethod
+
+from langchain_core.embeddings import Embeddings
+from typing_extensions import override
+
+from langgraph_aurora_store.embeddings.cache import QueryCache
+from langgraph_aurora_store.embeddings.concurrency import Gathering, Workers
+from langgraph_aurora_store.embeddings.exchange import Exchange, Pause, Send
+from langgraph_aurora_store.embeddings.models import Model, Purpose
+from langgraph_aurora_store.embeddings.options import Options
+from langgraph_aurora_store.embeddings.plan import Answer, Plan, Request, describe_cuts, plan
+from langgraph_aurora_store.embeddings.retry import Clock, Fault, SystemClock
+from langgraph_aurora_store.errors import EmbeddingError
+
+logger = logging.getLogger(__name__)
+
+
+class ServiceEmbeddings(Embeddings):
+    """Texts to vectors through a remote service: batched, bounded, retried and checked.
+
+    Thread-safe, and usable from any number of event loops. Nothing is imported, looked up or
+    opened before the first embedding.
+    """
+
+    def __init__(self, model: Model, options: Options, clock: Clock | None) -> None:
+        self._model = model
+        self._options = options
+        self._clock: Clock = clock or SystemClock()
+        self._exchange = Exchange(model, options, self._clock, self._explain)
+        self._queries = QueryCache(options.query_cache_size)
+        self._workers = Workers(options.max_concurrency, type(self).__name__)
+        self._lock = threading.Lock()
+
+    @property
+    def model(self) -> str:
+        """The model id that the service is asked for."""
+        return self._model.id
+
+    @property
+    def dimensions(self) -> int:
+        """The length of every vector."""
+        return self._model.dimensions
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r}, dimensions={self.dimensions})"
+
+    @override
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text, to be stored; blocks. Equal texts are paid for once.
+
+        Raises `EmbeddingError`: its subclasses tell a missing permission or key
+        (`EmbeddingAccessError`) from an answer that makes no sense (`EmbeddingResponseError`).
+        """
+        return self._embed(self._plan(texts, "document"))
+
+    @override
+    def embed_query(self, text: str) -> list[float]:
+        """The vector to search with; blocks, unless the query is one of the last ones asked.
+
+        Raises as `embed_documents` does.
+        """
+        vector = self._queries.get(text)
+        if vector is None:
+            [vector] = self._embed(self._plan([text], "query"))
+            self._queries.put(text, vector)
+        return vector
+
+    @override
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents` without blocking the event loop."""
+        return await self._aembed(self._plan(texts, "document"))
+
+    @override
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` without blocking the event loop."""
+        vector = self._queries.get(text)
+        if vector is None:
+            [vector] = await self._aembed(self._plan([text], "query"))
+            self._queries.put(text, vector)
+        return vector
+
+    @abstractmethod
+    def _send(self, request: Request) -> object:
+        """Make one request, blocking, and return its decoded answer; raises what the SDK does."""
+
+    @abstractmethod
+    async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
+        """Perform the requests without blocking the event loop."""
+
+    @abstractmethod
+    def _explain(self, error: Exception, request: Request) -> Fault:
+        """What an error of the SDK means to the user."""
+
+    def _plan(self, texts: list[str], purpose: Purpose) -> Plan:
+        return plan(texts, purpose, self._model, self._options.truncate)
+
+    def _embed(self, planned: Plan) -> list[list[float]]:
+        answers = Gathering(self._workers, planned.requests, self._perform).start()
+        try:
+            return self._finish(planned, answers.result())
+        finally:
+            answers.cancel()
+
+    async def _aembed(self, planned: Plan) -> list[list[float]]:
+        return self._finish(planned, await self._agather(planned.requests))
+
+    def _finish(self, planned: Plan, answers: list[Answer]) -> list[list[float]]:
+        if cuts := describe_cuts(answers, self._model):
+            logger.warning("%s", cuts)
+        return planned.assemble(answers)
+
+    def _perform(self, request: Request, stop: threading.Event) -> Answer:
+        """Perform one request, blocking; ``stop`` ends it early, and its outcome is not awaited."""
+        steps = self._exchange.steps(request)
+        reply: object = None
+        while not stop.is_set():
+            try:
+                step = steps.send(reply)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]  # the type is that of Steps
+            reply = self._take(step, stop)
+        raise EmbeddingError(f"{self.model}: the call ended before this request")
+
+    def _take(self, step: Send | Pause, stop: threading.Event) -> object:
+        if isinstance(step, Pause):
+            self._clock.sleep(step.seconds, stop)
+            return None
+        try:
+            return self._send(step.request)
+        except Exception as error:  # explained by the exchange
+            return error
