@@ -77,7 +77,21 @@ class Admission:
                 with self._changed:
                     self.accepted += 1
                 return Answer(go="in")
-        return self._refuse("by-server", "")
+            case {"ask": "refused", "code": str(code)}:
+                return self._refuse(code, "")
+        raise ValueError(f"the relay asked {question.get('ask')!r}")
+
+    def counted(self) -> Counter[str]:
+        """The refusals so far; a copy."""
+        with self._changed:
+            return Counter(self.refusals)
+
+    def reset(self) -> None:
+        """Go back to the policy of the start; nobody waits any longer."""
+        with self._changed:
+            self.policy = Policy()
+            self._awake_at = 0.0
+            self._changed.notify_all()
 
     def _enter(self, user: str, whence: str, *, encrypted: bool) -> Answer:
         if not encrypted:

@@ -6,6 +6,7 @@ The shape is that of the query protocol, API version 2014-10-31 (RDS API referen
 
 from __future__ import annotations
 
+import socketserver
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 from uuid import uuid4
 from xml.sax.saxutils import escape
+
+from typing_extensions import override
 
 NAMESPACE = "http://rds.amazonaws.com/doc/2014-10-31/"
 ACCOUNT = "123456789012"  # the account of the examples in the AWS documentation
@@ -113,6 +116,11 @@ class ApiServer(ThreadingHTTPServer):
     def __init__(self, answer: Callable[[Mapping[str, str]], Answer]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
+
+    @override
+    def server_bind(self) -> None:
+        # Not HTTPServer's own, which looks the address up in the DNS.
+        socketserver.TCPServer.server_bind(self)
 
     @property
     def url(self) -> str:

@@ -5,42 +5,89 @@ from __future__ import annotations
 import os
 import secrets
 import string
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from psycopg import sql
-
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local import api, keeper, server
-from langgraph_aurora_store.local.admission import Admission, Policy
+from langgraph_aurora_store.local import api, roles
+from langgraph_aurora_store.local.admission import Admission
 from langgraph_aurora_store.local.authority import Authority
 from langgraph_aurora_store.local.gate import Gate
-from langgraph_aurora_store.local.server import Server, ServerVersion
+from langgraph_aurora_store.local.lifetime import exported, kept_directory
+from langgraph_aurora_store.local.server import ADMIN, Server, ServerVersion
 from langgraph_aurora_store.local.tokens import Door, Keys
 
 if TYPE_CHECKING:
     import boto3
 
-# Not pg_has_role(): a superuser has every role, but pg_hba.conf's "+rds_iam" means real members.
-MEMBER_OF_RDS_IAM = """
-WITH RECURSIVE granted (oid) AS (
-    SELECT oid FROM pg_roles WHERE rolname = %s
-    UNION
-    SELECT m.roleid FROM pg_auth_members m JOIN granted g ON m.member = g.oid
-)
-SELECT 1 FROM granted JOIN pg_roles USING (oid) WHERE rolname = 'rds_iam'
-"""
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    server: Server
+    gate: Gate
+    admission: Admission
+    authority: Authority
+    root: Path
+    api: api.ApiServer
 
 
 class LocalAurora:
-    """A cluster for development and tests."""
+    """A cluster for development and tests: no AWS account, no Docker, up in about a second.
+
+    A real PostgreSQL with pgvector runs in a temporary directory, and a gate on a loopback port
+    stands in front of it. What it imitates, after the Amazon Aurora user guide and PostgreSQL's
+    manual; it was never compared with a running cluster:
+
+    - The gate refuses a client without TLS in PostgreSQL's own words, and presents the certificate
+      of a throw-away authority (``sslrootcert``), so that ``sslmode=verify-full`` is meant.
+    - A member of ``rds_iam`` is asked for a clear-text password and must answer with a token whose
+      signature, keys, host, port, user, region and age (15 minutes) are right. Otherwise ``PAM
+      authentication failed for user "…"``, and ``refusals`` counts why. A password does not help
+      such a user: IAM authentication takes precedence.
+    - Any other role has its password checked by the server itself (SCRAM). A role that does not
+      exist is refused like a wrong password.
+    - ``rds:DescribeDBClusters`` answers for this identifier or ARN, by ``session`` and over HTTP.
+
+    What it does not imitate: IAM policies (a good signature is enough), the API's own signature
+    check, limits on new connections per second, storage and failover, RDS Proxy, parameter groups,
+    and Aurora's own functions and extensions other than pgvector.
+
+    Use it as a context manager, or ``start()`` and ``close()`` it; either blocks for less than a
+    second or two. Several can run at once. When the owning process ends, even by SIGKILL, the
+    server is stopped and the directory removed. Properties and methods are thread-safe; a process
+    forked from the owner may use them no more than the endpoint, and closes nothing.
+
+    Args:
+        identifier: what DescribeDBClusters knows it by.
+        user: a role granted ``rds_iam``, owner of ``database``.
+        database: made with the extension ``vector`` in it.
+        region: the only region tokens are good for.
+        endpoint: host name in the certificate and in tokens; ``localhost`` resolves by itself,
+            another one needs ``hostaddr=127.0.0.1`` on the client's side.
+        reader_endpoint: like ``endpoint``, which it is when left out.
+        port: TCP port on 127.0.0.1; 0 takes one that is free.
+        version: major version of PostgreSQL.
+        session_token: makes the keys temporary ones, whose tokens must carry this session token.
+        clock: seconds since the epoch by which the age of tokens is measured.
+        export: set ``AURORA_CLUSTER``, ``AURORA_USER``, ``AURORA_DATABASE`` and ``PGSSLROOTCERT``
+            in ``os.environ`` while it is up.
+
+    Raises:
+        MissingExtraError: ``pip install 'langgraph-aurora-store[local]'`` has not been run.
+    """
+
+    describe_denied = False
+    """Whether DescribeDBClusters answers AccessDenied."""
+
+    describe_calls = 0
+    """How often the RDS API was called."""
 
     def __init__(
         self,
@@ -66,18 +113,21 @@ class LocalAurora:
         self.version = version
         self.resource_id = f"cluster-{_random(string.ascii_uppercase + string.digits, 26)}"
         self.arn = f"arn:aws:rds:{region}:{api.ACCOUNT}:cluster:{identifier}"
-        self.describe_denied = False
-        self.describe_calls = 0
-        self._port = port
-        self._export = export
+        self._requested_port = port
         self._clock = clock
+        self._export = export
         self._keys = Keys(
             access_key=f"AKIA{_random(string.ascii_uppercase + '234567', 16)}",
             secret_key=secrets.token_urlsafe(30),
             session_token=session_token,
         )
-        self._owner = 0
+        self._owner: int | None = None
+        self._parts: _Parts | None = None
         self._stack = ExitStack()
+
+    def __repr__(self) -> str:
+        where = f"{self.endpoint}:{self._parts.gate.port}" if self._parts else "not running"
+        return f"<LocalAurora {self.identifier!r} {where}>"
 
     def __enter__(self) -> Self:
         self.start()
@@ -92,197 +142,231 @@ class LocalAurora:
         self.close()
 
     def start(self) -> None:
-        if self._owner:
-            raise AuroraStoreError("this local Aurora was started before; make another one")
+        """Start everything; blocks until a client can connect."""
+        if self._owner is not None:
+            raise AuroraStoreError(f"{self!r} was started before; make another one")
         self._owner = os.getpid()
         with ExitStack() as stack:
             self._start(stack)
             self._stack = stack.pop_all()
 
     def _start(self, stack: ExitStack) -> None:
-        directory = stack.enter_context(_kept_directory())
-        self._server = Server(directory, version=self.version)
-        with self._server.initializing():
-            self._gate = Gate(
-                directory, server=self._server.socket, port=self._port, answer=self._answer
-            )
-            stack.callback(self._gate.close)
-            self._admission = Admission(
-                door=Door(frozenset({self.endpoint, self.reader_endpoint}), self.port, self.region),
-                keys=self._keys,
-                clock=self._clock,
-                has_rds_iam=self._has_rds_iam,
-                reserved=server.ADMIN,
-            )
-            self._authority = Authority.create("Local Aurora root")
-            self._root = directory / "root.pem"
-            self._root.write_bytes(self._authority.pem())
-            self.present()
-            self._api = api.ApiServer(self._describe)
-            stack.enter_context(self._api.running())
-            stack.enter_context(self._gate.running())
-            stack.callback(self._admission.close)
-        stack.enter_context(self._server.running())
-        self._furnish()
+        directory = stack.enter_context(kept_directory())
+        server = Server(directory, version=self.version)
+        with server.initializing():
+            parts = self._assemble(directory, server, stack)
+        stack.enter_context(server.running())
+        roles.furnish(server)
+        roles.create_user(server, self.user, password=None)
+        roles.create_database(server, self.database, owner=self.user, template="template1")
         if self._export:
-            stack.enter_context(_exported(self._exports))
+            stack.enter_context(exported(self._exports(parts)))
 
-    def _furnish(self) -> None:
-        import psycopg
+    def _assemble(self, directory: Path, server: Server, stack: ExitStack) -> _Parts:
+        gate = stack.enter_context(Gate(directory, port=self._requested_port))
+        admission = Admission(
+            door=Door(frozenset({self.endpoint, self.reader_endpoint}), gate.port, self.region),
+            keys=self._keys,
+            clock=self._clock,
+            has_rds_iam=lambda name: roles.has_rds_iam(server, name),
+            reserved=ADMIN,
+        )
+        authority = Authority.create("Local Aurora root")
+        root = directory / "root.pem"
+        root.write_bytes(authority.pem())
+        service = api.ApiServer(self._describe)
+        stack.callback(self._forget)
+        self._parts = _Parts(server, gate, admission, authority, root, service)
+        self.present()
+        stack.enter_context(service.running())
+        stack.enter_context(gate.running(server.socket, admission.answer))
+        stack.callback(admission.close)
+        return self._parts
 
-        with psycopg.connect(self._server.dsn("template1"), autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION vector")
-        self._server.execute("CREATE ROLE rds_iam NOLOGIN")
-        self.create_user(self.user)
-        self.create_database(self.database)
+    def _forget(self) -> None:
+        self._parts = None
 
     def close(self) -> None:
+        """Stop everything and remove every trace; does nothing the second time."""
         if self._owner == os.getpid():
             self._stack.close()
 
-    # what it is
+    @property
+    def _up(self) -> _Parts:
+        if self._parts is None:
+            raise AuroraStoreError(f"{self!r}; use it in a with block or call start()")
+        return self._parts
 
     @property
     def port(self) -> int:
-        return self._gate.port
+        """The gate's TCP port."""
+        return self._up.gate.port
 
     @property
     def sslrootcert(self) -> str:
-        return str(self._root)
+        """Path of the throw-away authority's certificate, for libpq's ``sslrootcert``."""
+        return str(self._up.root)
 
     @property
     def admin_dsn(self) -> str:
+        """Connection string of the superuser to ``database``, past the gate."""
         return self.admin_dsn_for(self.database)
 
     def admin_dsn_for(self, database: str) -> str:
-        return self._server.dsn(database)
+        """Connection string of the superuser to any database, past the gate."""
+        return self._up.server.dsn(database)
 
-    @property
+    @cached_property
     def session(self) -> boto3.Session:
+        """A session with the keys that the gate accepts, whose ``rds`` clients ask this cluster.
+
+        It reads neither profiles nor files of the user's.
+        """
         from langgraph_aurora_store.local.session import LocalSession
 
-        return LocalSession(keys=self._keys, region=self.region, rds_url=self._api.url)
+        return LocalSession(keys=self._keys, region=self.region, rds_url=self._up.api.url)
 
     @property
     def environment(self) -> dict[str, str]:
+        """What another process needs in its environment to find and enter the cluster."""
         token = self._keys.session_token
         return {
-            **self._exports,
+            **self._exports(self._up),
             "AWS_REGION": self.region,
-            "AWS_DEFAULT_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,  # the one boto3 reads
             "AWS_ACCESS_KEY_ID": self._keys.access_key,
             "AWS_SECRET_ACCESS_KEY": self._keys.secret_key,
             **({"AWS_SESSION_TOKEN": token} if token else {}),
-            "AWS_ENDPOINT_URL_RDS": self._api.url,
+            "AWS_ENDPOINT_URL_RDS": self._up.api.url,
         }
 
-    @property
-    def _exports(self) -> dict[str, str]:
+    def _exports(self, parts: _Parts) -> dict[str, str]:
         return {
             "AURORA_CLUSTER": self.identifier,
             "AURORA_USER": self.user,
             "AURORA_DATABASE": self.database,
-            "PGSSLROOTCERT": self.sslrootcert,
+            "PGSSLROOTCERT": str(parts.root),
         }
-
-    # what it saw
 
     @property
     def accepted(self) -> int:
-        return self._admission.accepted
+        """How many clients were authenticated since the start."""
+        return self._up.admission.accepted
+
+    @property
+    def open_connections(self) -> int:
+        """How many authenticated clients are connected through the gate now."""
+        return self._up.gate.open_links
 
     @property
     def refusals(self) -> Counter[str]:
-        return Counter(self._admission.refusals)
+        """How many clients were refused, by reason; a copy.
+
+        The reasons: ``plain-text``, ``reserved-user`` (rdsadmin), those of a token (``garbage``,
+        ``wrong-action``, ``wrong-host``, ``wrong-port``, ``wrong-user``, ``wrong-service``,
+        ``wrong-region``, ``wrong-access-key``, ``wrong-session-token``, ``bad-signature``,
+        ``expired``, ``not-yet-valid``), ``iam-disabled``, ``intermittent`` (``refuse_next``), and
+        the SQLSTATE of what the server itself refused, ``28P01`` for a wrong password.
+        """
+        return self._up.admission.counted()
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        return tuple(self._admission.tokens)
-
-    # what it does
+        """SHA-256 of each token that was shown, good or not, in order; never the tokens."""
+        return tuple(self._up.admission.tokens)
 
     def cut_connections(self) -> int:
-        return self._gate.cut()
+        """Reset every connection through the gate (TCP RST) and return how many there were.
+
+        A server process notices when it next reads or writes, as behind a real network.
+        """
+        return self._up.gate.cut()
 
     def refuse_next(self, count: int = 1) -> None:
-        self._admission.policy.refuse_next = count
+        """Refuse the next ``count`` good tokens as if they were bad, as RDS does at times."""
+        self._up.admission.policy.refuse_next = count
 
     def pause(self, *, resume_s: float = 1.0) -> None:
-        self._admission.pause(resume_s)
-        self._gate.cut()
+        """Pause like Serverless v2 scaled to zero: the next client wakes it and waits so long.
+
+        A real cluster pauses only when nobody is connected and takes "approximately 15 seconds"
+        to resume (Aurora user guide); this one cuts who is connected, and clients wait after TLS.
+        """
+        self._up.admission.pause(resume_s)
+        self._up.gate.cut()
 
     @property
     def delay_s(self) -> float:
-        return self._gate.dials.read()[0]
+        """Seconds added to each round trip between client and server, opening included."""
+        return self._up.gate.dials.read()[0]
 
     @delay_s.setter
     def delay_s(self, seconds: float) -> None:
-        self._gate.dials.turn(seconds, stalled=self.stalled)
+        self._up.gate.dials.turn(seconds, stalled=self.stalled)
 
     @property
     def stalled(self) -> bool:
-        return self._gate.dials.read()[1]
+        """Whether the link is a black hole: connections stay open and nothing passes.
+
+        The kernel still acknowledges what is sent, so ``tcp_user_timeout`` does not notice.
+        """
+        return self._up.gate.dials.read()[1]
 
     @stalled.setter
     def stalled(self, stalled: bool) -> None:
-        self._gate.dials.turn(self.delay_s, stalled=stalled)
+        self._up.gate.dials.turn(self.delay_s, stalled=stalled)
 
     @property
     def iam_enabled(self) -> bool:
-        return self._admission.policy.iam_enabled
+        """Whether IAM database authentication is on: for the gate and in DescribeDBClusters."""
+        return self._up.admission.policy.iam_enabled
 
     @iam_enabled.setter
     def iam_enabled(self, enabled: bool) -> None:
-        self._admission.policy.iam_enabled = enabled
+        self._up.admission.policy.iam_enabled = enabled
 
     def present(self, host: str | None = None, *, trusted: bool = True) -> None:
-        authority = self._authority if trusted else Authority.create("Somebody else's root")
-        own = ["localhost", *sorted({self.endpoint, self.reader_endpoint} - {"localhost"})]
-        self._gate.present(authority.issue([host] if host else own))
+        """Change the certificate that new connections see; without arguments the right one.
+
+        Args:
+            host: issue it for this host name only.
+            trusted: False has an authority issue it that is not in ``sslrootcert``.
+        """
+        authority = self._up.authority if trusted else Authority.create("Another root")
+        own = ("localhost", self.endpoint, self.reader_endpoint)
+        self._up.gate.present(authority.issue(dict.fromkeys([host] if host else own)))
 
     def reset(self) -> None:
-        """Turn back what was turned: delay, stall, refusals to come, certificate, the API."""
-        self._gate.dials.turn(0.0, stalled=False)
-        self._admission.policy = Policy()
+        """Turn back what was turned: delay, stall, pause, refusals to come, certificate, API.
+
+        Connections, counts, roles and databases stay.
+        """
+        self._up.gate.dials.turn(0.0, stalled=False)
+        self._up.admission.reset()
         self.describe_denied = False
         self.present()
 
-    # roles and databases
-
     def create_user(self, name: str, *, password: str | None = None) -> None:
-        role = sql.Identifier(name)
-        self._server.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
-        if password is None:
-            self._server.execute(sql.SQL("GRANT rds_iam TO {}").format(role))
-        else:
-            self.set_password(name, password)
+        """Make a role: granted ``rds_iam`` without a password, else logging in with it."""
+        roles.create_user(self._up.server, name, password=password)
 
     def set_password(self, name: str, password: str) -> None:
-        self._server.execute(
-            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(name), sql.Literal(password))
-        )
+        """Change a role's password, as a rotation would."""
+        roles.set_password(self._up.server, name, password)
 
     def create_database(
         self, name: str, *, owner: str | None = None, template: str = "template1"
     ) -> None:
-        self._server.execute(
-            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
-                *(sql.Identifier(part) for part in (name, owner or self.user, template))
-            )
-        )
+        """Make another database, owned by ``user`` unless told otherwise.
+
+        ``template="template0"`` makes one without the extension ``vector``; only the superuser
+        may add it there.
+        """
+        roles.create_database(self._up.server, name, owner=owner or self.user, template=template)
 
     def drop_database(self, name: str) -> None:
-        self._server.execute(
-            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        )
-
-    # the parts' callbacks
-
-    def _answer(self, question: Mapping[str, object]) -> Mapping[str, object]:
-        return self._admission.answer(question)
-
-    def _has_rds_iam(self, name: str) -> bool:
-        return bool(self._server.execute(MEMBER_OF_RDS_IAM, (name,)))
+        """Drop a database with everybody connected to it; no error where there is none."""
+        roles.drop_database(self._up.server, name)
 
     def _describe(self, form: Mapping[str, str]) -> api.Answer:
         self.describe_calls += 1
@@ -294,7 +378,7 @@ class LocalAurora:
             reader_endpoint=self.reader_endpoint,
             port=self.port,
             database=self.database,
-            engine_version={16: "16.8", 18: "18.1"}[self.version],
+            engine_version=str(self.version),
             iam_enabled=self.iam_enabled,
             denied=self.describe_denied,
         )
@@ -303,34 +387,3 @@ class LocalAurora:
 
 def _random(alphabet: str, length: int) -> str:
     return "".join(secrets.choice(alphabet) for _ in range(length))
-
-
-@contextmanager
-def _kept_directory() -> Iterator[Path]:
-    """A temporary directory that a keeper removes, with the server in it, when the block ends."""
-    directory = server.make_directory()
-    process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-I", "-S", keeper.__file__, str(directory)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield directory
-    finally:
-        if process.stdin:
-            process.stdin.close()
-        process.wait()
-
-
-@contextmanager
-def _exported(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

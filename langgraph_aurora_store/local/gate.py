@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Self, TypeAlias
 
-from langgraph_aurora_store.local.relay import Dials
+from langgraph_aurora_store.errors import AuroraStoreError
+from langgraph_aurora_store.local.relay import Dials, Paths
+
+Answerer: TypeAlias = Callable[[Mapping[str, object]], Mapping[str, object]]
 
 CUT_TIMEOUT_S = 5.0
 BACKLOG = 512
@@ -31,98 +35,111 @@ main()
 
 
 class Gate:
-    """A TLS gate on a loopback port in front of a server's Unix socket.
+    """A TLS gate on a loopback port in front of a server's Unix socket; a context manager.
 
     Args:
         directory: where its control socket and the certificate it presents live.
-        server: path of the server's Unix socket.
         port: TCP port, 0 for any that is free.
-        answer: called from several threads with each question of the relay.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        server: Path,
-        port: int,
-        answer: Callable[[Mapping[str, object]], Mapping[str, object]],
-    ) -> None:
+    def __init__(self, directory: Path, *, port: int) -> None:
+        self._directory = directory
         self._listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
         self.port: int = self._listener.getsockname()[1]
-        self.certificate = directory / "presented.pem"
-        self._server = server
-        self._control = directory / "control"
-        self._dials_path = directory / "dials"
         self._dials_path.write_bytes(bytes(Dials.LAYOUT.size))
         self.dials = Dials(str(self._dials_path))
         self._links = Links()
-        self._answer = answer
 
-    def close(self) -> None:
-        """Let go of the port and the shared memory."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         self._listener.close()
         self.dials.close()
 
+    @property
+    def _certificate(self) -> Path:
+        return self._directory / "presented.pem"
+
+    @property
+    def _control(self) -> Path:
+        return self._directory / "control"
+
+    @property
+    def _dials_path(self) -> Path:
+        return self._directory / "dials"
+
+    @property
+    def open_links(self) -> int:
+        """How many links of authenticated clients are open."""
+        return self._links.count()
+
     def present(self, chain: bytes) -> None:
         """Present this certificate and key to every link opened from now on."""
-        fresh = self.certificate.with_suffix(".new")
+        fresh = self._directory / "fresh.pem"
         fresh.touch(mode=0o600)
         fresh.write_bytes(chain)
-        fresh.replace(self.certificate)
+        fresh.replace(self._certificate)
 
     def cut(self) -> int:
         """Reset every link that is open; return how many, once they are gone."""
         return self._links.cut()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Relay links for the block; a certificate must have been set."""
-        with Doorkeeper(str(self._control), self._links, self._answer) as doorkeeper:
+    def running(self, server: Path, answer: Answerer) -> Iterator[None]:
+        """Relay links for the block; a certificate must have been set.
+
+        Args:
+            server: path of the server's Unix socket.
+            answer: called from several threads with each question of the relay.
+        """
+        with Doorkeeper(str(self._control), self._links, answer) as doorkeeper:
             thread = threading.Thread(target=doorkeeper.serve_forever, args=(0.05,), daemon=True)
             thread.start()
-            relay = self._start_relay()
+            relay = self._start_relay(server)
             try:
                 yield
             finally:
-                _end(relay)
+                with relay:
+                    relay.communicate()  # closes its standard input, which ends it
                 doorkeeper.shutdown()
                 thread.join()
 
-    def _start_relay(self) -> subprocess.Popen[bytes]:
-        paths = {
-            "certificate": str(self.certificate),
-            "control": str(self._control),
-            "dials": str(self._dials_path),
-            "server": str(self._server),
-        }
+    def _start_relay(self, server: Path) -> subprocess.Popen[bytes]:
+        paths = Paths(
+            certificate=str(self._certificate),
+            control=str(self._control),
+            dials=str(self._dials_path),
+            server=str(server),
+        )
         descriptor = self._listener.fileno()
         package = str(Path(__file__).parent.parent)
+        arguments = [package, str(descriptor), json.dumps(asdict(paths))]
         relay = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-            [sys.executable, "-I", "-c", LAUNCH, package, str(descriptor), json.dumps(paths)],
+            [sys.executable, "-I", "-c", LAUNCH, *arguments],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             pass_fds=(descriptor,),
-            env={"PATH": os.defpath},
             start_new_session=True,
         )
-        self._listener.close()
+        self._listener.close()  # the relay's from here on
+        if relay.stdout is None or not relay.stdout.readline():
+            relay.wait()
+            raise AuroraStoreError("the local Aurora's gate did not start, see standard error")
         return relay
 
 
-def _end(relay: subprocess.Popen[bytes]) -> None:
-    if relay.stdin:
-        with suppress(BrokenPipeError):
-            relay.stdin.close()
-    relay.wait()
-
-
 class Links:
-    """The links that are open now; thread-safe."""
+    """The links of authenticated clients that are open now; thread-safe."""
 
     def __init__(self) -> None:
         self._open: set[socket.socket] = set()
         self._changed = threading.Condition()
+
+    def count(self) -> int:
+        """How many are open."""
+        with self._changed:
+            return len(self._open)
 
     @contextmanager
     def holding(self, control: socket.socket) -> Iterator[None]:
@@ -153,12 +170,7 @@ class Doorkeeper(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = False
     request_queue_size = BACKLOG
 
-    def __init__(
-        self,
-        path: str,
-        links: Links,
-        answer: Callable[[Mapping[str, object]], Mapping[str, object]],
-    ) -> None:
+    def __init__(self, path: str, links: Links, answer: Answerer) -> None:
         super().__init__(path, _Conversation)
         self.links = links
         self.answer = answer
@@ -168,7 +180,10 @@ class _Conversation(socketserver.StreamRequestHandler):
     server: Doorkeeper
 
     def handle(self) -> None:
-        with suppress(OSError), self.server.links.holding(self.connection):
+        with suppress(OSError), ExitStack() as stack:
             for line in self.rfile:
-                answer = self.server.answer(json.loads(line))
+                question = json.loads(line)
+                answer = self.server.answer(question)
+                if question["ask"] == "admitted":
+                    stack.enter_context(self.server.links.holding(self.connection))
                 self.wfile.write(json.dumps(answer).encode() + b"\n")

@@ -100,7 +100,9 @@ class Control:
 
 def main() -> None:
     """Accept links on the inherited listener until standard input ends or the owner is gone."""
-    listener = socket.socket(fileno=int(sys.argv[1]))
+    # The lowest descriptor that is free, for select() takes none above 1023.
+    listener = socket.socket(fileno=os.dup(int(sys.argv[1])))
+    os.close(int(sys.argv[1]))
     paths = Paths(**json.loads(sys.argv[2]))
     owner = os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -179,7 +181,7 @@ def serve(client: socket.socket, context: ssl.SSLContext, paths: Paths, dials: D
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(paths.server)
         server.sendall(packet)
-        if authenticate(link, server, control):
+        if authenticate(link, server, control, dials):
             relay(link, server, control, dials)
 
 
@@ -265,7 +267,9 @@ def admit(link: socket.socket, packet: bytes, control: Control, dials: Dials) ->
     return answer["go"] == "in"
 
 
-def authenticate(link: socket.socket, server: socket.socket, control: Control) -> bool:
+def authenticate(
+    link: socket.socket, server: socket.socket, control: Control, dials: Dials
+) -> bool:
     """Pass the server's own authentication through; whether the client was let in."""
     while True:
         message = read_message(server)
@@ -275,13 +279,14 @@ def authenticate(link: socket.socket, server: socket.socket, control: Control) -
             link.sendall(message)
             return True
         if message[:1] == b"E":
-            control.ask("refused")
+            control.ask("refused", code=wire.sqlstate(message))
             link.sendall(message)
             close_gently(link)
             return False
         link.sendall(message)
         if method in wire.AUTHENTICATION_EXPECTING_REPLY:
             server.sendall(read_message(link))
+            dials.wait_one_round_trip()
 
 
 def close_gently(link: socket.socket) -> None:
@@ -340,40 +345,34 @@ def relay(link: socket.socket, server: socket.socket, control: Control, dials: D
     link.settimeout(0)
     server.settimeout(0)
     up, down = Way(link, server), Way(server, link)
-    poller = select.poll()
-    poller.register(control.socket, select.POLLIN)
-    interest: dict[Way, int] = {}
     due: float | None = None
     while True:
-        watch(poller, interest, up, down)
-        timeout_ms = None if due is None else max(0.0, due - time.monotonic()) * 1000
-        ready = {fd for fd, _ in poller.poll(timeout_ms)}
+        readable = wait(control, up, down, due)
         delay_s, stalled = dials.read()
-        if control.socket.fileno() in ready:
+        if control.socket in readable:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             return
         if stalled:
             time.sleep(STALL_POLL_S)
             continue
         now = time.monotonic()
-        if link.fileno() in ready and up.held < HELD_MAX and not up.take(now + delay_s):
+        if link in readable and not up.take(now + delay_s):
             return
-        if server.fileno() in ready and down.held < HELD_MAX and not down.take(now):
+        if server in readable and not down.take(now):
             finish(link, down)
             return
         due = up.give(now)
         down.give(now)
 
 
-def watch(poller: select.poll, interest: dict[Way, int], up: Way, down: Way) -> None:
-    """Watch each side for what its two ways can use now."""
-    for inward, outward in ((up, down), (down, up)):
-        events = (select.POLLIN if inward.held < HELD_MAX else 0) | (
-            select.POLLOUT if outward.blocked else 0
-        )
-        if interest.get(inward) != events:
-            interest[inward] = events
-            poller.register(inward.source, events)
+def wait(control: Control, up: Way, down: Way, due: float | None) -> list[socket.socket]:
+    """Wait until something can be read or sent, or is due; return what can be read."""
+    sources = [way.source for way in (up, down) if way.held < HELD_MAX]
+    sinks = [way.sink for way in (up, down) if way.blocked]
+    # Not poll(): it counts in whole milliseconds, which a delay of one would be lost in.
+    timeout_s = None if due is None else max(0.0, due - time.monotonic())
+    readable, _, _ = select.select([control.socket, *sources], sinks, [], timeout_s)
+    return readable
 
 
 def finish(link: socket.socket, down: Way) -> None:

