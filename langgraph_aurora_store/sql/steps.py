@@ -34,13 +34,13 @@ class Statement(NamedTuple):
 
 
 class Rows(list[Row]):
-    """The rows a statement returned, as tuples; ``count`` is the number of rows it touched."""
+    """The rows a statement returned, as tuples; ``touched`` is the number of rows it touched."""
 
-    __slots__ = ("count",)
+    __slots__ = ("touched",)
 
-    def __init__(self, rows: Sequence[Row] = (), count: int = 0) -> None:
+    def __init__(self, rows: Sequence[Row] = (), touched: int = 0) -> None:
         super().__init__(rows)
-        self.count = count
+        self.touched = touched
 
 
 class Run(NamedTuple):

@@ -1,0 +1,314 @@
+"""The filter language: what ``search(filter=...)`` means, as a condition in SQL.
+
+``{"status": "active", "score": {"$gte": 3}, "meta": {"lang": "en"}}`` holds when every part holds.
+A key names a member of the value, as ``InMemoryStore`` has it; a dotted key names that member, or
+where there is none the path of its parts (``"meta.lang"``).
+
+```
+{"k": v}             equal as JSON: 1 equals 1.0, true is not 1; null also means missing
+{"k": {"m": v}}      an object in which m matches, operators inside it included; {} is any object
+{"k": [v, ...]}      an array of this length whose elements match one by one
+$eq $ne              equal in full, objects included, or not; a missing member is null
+$gt $gte $lt $lte    numbers by value, text by code point; anything else in the item does not match.
+                     A number in a text compares with a number, as in InMemoryStore
+$in $nin             equal to one of a list, or to none
+$exists              true: the member is there, even when null; false: it is not
+$contains            an array holds this element, or each of this list; a text holds this text
+$not                 the condition in it does not match
+$and $or             of a list of conditions, on a member or on whole items
+```
+
+Every condition is true or false, never unknown, so that negation is safe. Equality stands as
+``value @> '{...}'``, which a GIN index on ``value`` serves. Keys and operands are parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from langgraph_aurora_store.errors import InvalidFilterError
+from langgraph_aurora_store.sql.values import is_storable
+
+_MISSING = "NULL::jsonb"
+_COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+# What float() reads, within the range in which numeric does.
+_NUMBER = r"^\s*[+-]?(\d{1,255}(\.\d{0,255})?|\.\d{1,255})([eE][+-]?\d{1,3})?\s*$"
+# A dotted key may stand for either of two members; beyond a few, an index helps no more.
+_MOST_TRAILS = 4
+
+Trail: TypeAlias = tuple[str, ...]
+
+
+class Condition(NamedTuple):
+    """A condition on ``s.value`` and its named parameters."""
+
+    sql: str
+    params: dict[str, object]
+
+
+def compile_filter(filter_: Mapping[str, object] | None) -> Condition:
+    """Translate a filter; ``None`` and ``{}`` hold for every item.
+
+    Raises:
+        InvalidFilterError: for an unknown operator or an operand that means nothing to it.
+    """
+    compiler = _Compiler()
+    try:
+        return Condition(compiler.whole(filter_ or {}), compiler.params)
+    except RecursionError as exc:
+        raise InvalidFilterError("the filter is nested too deeply, or holds itself") from exc
+
+
+class _Place(NamedTuple):
+    """A member of the value: its expression, its name, and how to reach it by containment.
+
+    ``trails`` are the ways from the root by keys alone; none where a way leads through an array.
+    """
+
+    sql: str
+    name: str
+    trails: tuple[Trail, ...]
+
+
+@dataclass
+class _Compiler:
+    params: dict[str, object] = field(default_factory=dict)
+
+    def whole(self, filter_: object, name: str = "the filter") -> str:
+        """Conditions on whole items."""
+        if not isinstance(filter_, Mapping):
+            raise InvalidFilterError(f"{name} must be a mapping, not {type(filter_).__name__}")
+        root = _Place("s.value", "", ((),))
+        return _all(
+            self._logic(key, operand)
+            if _is_operator(key)
+            else self._match(self._at(root, key), operand)
+            for key, operand in filter_.items()
+        )
+
+    def _logic(self, key: str, operand: object) -> str:
+        if key == "$not":
+            return f"NOT {self.whole(operand, key)}"
+        if key in ("$and", "$or"):
+            parts = [self.whole(part, f"each part of {key}") for part in _listed(key, operand)]
+            return _all(parts) if key == "$and" else _any(parts)
+        raise InvalidFilterError(
+            f"unknown operator {key!r} outside a field; known there are '$and', '$or' and '$not'"
+        )
+
+    def _match(self, place: _Place, wanted: object) -> str:
+        """``InMemoryStore``'s comparison of a member with what the filter holds for it."""
+        if isinstance(wanted, Mapping):
+            if any(_is_operator(key) for key in wanted):
+                return _all(self._operator(place, key, wanted[key]) for key in wanted)
+            inner = [self._match(self._at(place, key), wanted[key]) for key in wanted]
+            return _all([f"coalesce(jsonb_typeof({place.sql}) = 'object', false)", *inner])
+        if isinstance(wanted, (list, tuple)) and _holds_mapping(wanted):
+            inner = [
+                self._match(_Place(f"({place.sql} -> {i})", f"{place.name}[{i}]", ()), element)
+                for i, element in enumerate(wanted)
+            ]
+            return _all([_array_of(place, len(wanted)), *inner])
+        return self._equal(place, wanted)
+
+    def _operator(self, place: _Place, operator: str, operand: object) -> str:
+        if operator in _COMPARISONS:
+            return self._ordered(place, operator, operand)
+        if (build := _OPERATORS.get(operator)) is None:
+            known = ", ".join(sorted([*_OPERATORS, *_COMPARISONS]))
+            raise InvalidFilterError(
+                f"unknown operator {operator!r} for {place.name!r}; known are {known}"
+            )
+        return build(self, place, operand)
+
+    def _equal(self, place: _Place, wanted: object) -> str:
+        document = _json(place, wanted)
+        if not is_storable(document):
+            return "false"
+        if wanted is None:
+            return f"coalesce({place.sql}, 'null') = 'null'"
+        exactly = f"coalesce({place.sql} = {self._add(document)}::jsonb, false)"
+        within = self._contained(place, wanted)
+        if within is None:
+            return exactly
+        is_exact = len(place.trails) == 1 and not isinstance(wanted, (Mapping, list, tuple))
+        return within if is_exact else f"({within} AND {exactly})"
+
+    def _not_equal(self, place: _Place, operand: object) -> str:
+        return f"NOT {self._equal(place, operand)}"
+
+    def _in(self, place: _Place, operand: object) -> str:
+        if not isinstance(operand, (list, tuple, set, frozenset)):
+            raise InvalidFilterError(f"$in and $nin of {place.name!r} take a list, not {operand!r}")
+        documents = [document for o in operand if is_storable(document := _json(place, o))]
+        sought = f"coalesce({place.sql}, 'null')" if None in operand else place.sql
+        array = self._add(documents, "b")
+        return f"coalesce({sought} = ANY({array}::text[]::jsonb[]), false)"
+
+    def _not_in(self, place: _Place, operand: object) -> str:
+        return f"NOT {self._in(place, operand)}"
+
+    def _exists(self, place: _Place, operand: object) -> str:
+        if not isinstance(operand, bool):
+            raise InvalidFilterError(f"$exists of {place.name!r} is True or False, not {operand!r}")
+        return f"({place.sql} IS {'NOT NULL' if operand else 'NULL'})"
+
+    def _contains(self, place: _Place, operand: object) -> str:
+        elements = list(operand) if isinstance(operand, (list, tuple)) else [operand]
+        document = _json(place, elements)
+        if not is_storable(document):
+            return "false"
+        holds = f"coalesce({place.sql} @> {self._add(document)}::jsonb, false)"
+        if not isinstance(operand, str):
+            return f"(coalesce(jsonb_typeof({place.sql}) = 'array', false) AND {holds})"
+        text = f"strpos({place.sql} #>> '{{}}', {self._add(operand)}::text) > 0"
+        return (
+            f"CASE jsonb_typeof({place.sql}) WHEN 'array' THEN {holds}"
+            f" WHEN 'string' THEN {text} ELSE false END"
+        )
+
+    def _negated(self, place: _Place, operand: object) -> str:
+        return f"NOT {self._match(place, operand)}"
+
+    def _and(self, place: _Place, operand: object) -> str:
+        return _all([self._match(place, part) for part in _listed("$and", operand)])
+
+    def _or(self, place: _Place, operand: object) -> str:
+        return _any([self._match(place, part) for part in _listed("$or", operand)])
+
+    def _ordered(self, place: _Place, operator: str, operand: object) -> str:
+        sign = _COMPARISONS[operator]
+        text = f"({place.sql} #>> '{{}}')"
+        if isinstance(operand, str) and is_storable(operand):
+            as_text = f'{text} COLLATE "C" {sign} {self._add(operand)}::text'
+            number = _number(operand)
+            as_number = (
+                "false"
+                if number is None
+                else f"{text}::numeric {sign} {self._add(number)}::numeric"
+            )
+        elif (
+            isinstance(operand, (int, float))
+            and not isinstance(operand, bool)
+            and operand == operand
+        ):
+            number = self._add(_digits(place, operand))
+            as_number = f"{text}::numeric {sign} {number}::numeric"
+            pattern = self._add(_NUMBER)
+            as_text = f"CASE WHEN {text} ~ {pattern} THEN {as_number} ELSE false END"
+        else:
+            raise InvalidFilterError(
+                f"{operator} of {place.name!r} compares with a number or a text, not {operand!r}"
+            )
+        return (
+            f"CASE jsonb_typeof({place.sql}) WHEN 'number' THEN {as_number}"
+            f" WHEN 'string' THEN {as_text} ELSE false END"
+        )
+
+    def _at(self, place: _Place, key: object) -> _Place:
+        if not isinstance(key, str):
+            raise InvalidFilterError(f"filter keys must be text, not {key!r}")
+        name = f"{place.name}.{key}" if place.name else key
+        if not is_storable(key):
+            return _Place(_MISSING, name, ())
+        member = f"({place.sql} -> {self._add(key)}::text)"
+        trails = tuple((*trail, key) for trail in place.trails)
+        if "." in key:
+            parts = key.split(".")
+            path = "".join(f" -> {self._add(part)}::text" for part in parts)
+            member = f"coalesce({member}, {place.sql}{path})"
+            trails += tuple((*trail, *parts) for trail in place.trails)
+        return _Place(member, name, trails if len(trails) <= _MOST_TRAILS else ())
+
+    def _contained(self, place: _Place, wanted: object) -> str | None:
+        if not place.trails:
+            return None
+        return _any(
+            f"s.value @> {self._add(json.dumps(_nested(trail, wanted), ensure_ascii=False))}::jsonb"
+            for trail in place.trails
+        )
+
+    def _add(self, value: object, style: str = "s") -> str:
+        name = f"f{len(self.params)}"
+        self.params[name] = value
+        return f"%({name}){style}"
+
+
+_OPERATORS: dict[str, Callable[[_Compiler, _Place, object], str]] = {
+    "$eq": _Compiler._equal,
+    "$ne": _Compiler._not_equal,
+    "$in": _Compiler._in,
+    "$nin": _Compiler._not_in,
+    "$exists": _Compiler._exists,
+    "$contains": _Compiler._contains,
+    "$not": _Compiler._negated,
+    "$and": _Compiler._and,
+    "$or": _Compiler._or,
+}
+
+
+def _is_operator(key: object) -> bool:
+    return isinstance(key, str) and key.startswith("$")
+
+
+def _holds_mapping(values: Sequence[object]) -> bool:
+    return any(
+        isinstance(v, Mapping) or (isinstance(v, (list, tuple)) and _holds_mapping(v))
+        for v in values
+    )
+
+
+def _array_of(place: _Place, length: int) -> str:
+    size = f"jsonb_array_length({place.sql}) = {length}"
+    return f"CASE jsonb_typeof({place.sql}) WHEN 'array' THEN {size} ELSE false END"
+
+
+def _listed(operator: str, operand: object) -> Sequence[object]:
+    if not isinstance(operand, (list, tuple)) or not operand:
+        raise InvalidFilterError(
+            f"{operator} takes a list of at least one condition, not {operand!r}"
+        )
+    return operand
+
+
+def _json(place: _Place, value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise InvalidFilterError(
+            f"the operand for {place.name!r} is not JSON: {type(value).__name__} ({exc})"
+        ) from exc
+
+
+def _digits(place: _Place, number: float) -> str:
+    try:
+        return str(number)
+    except ValueError as exc:
+        raise InvalidFilterError(f"the operand for {place.name!r} has too many digits") from exc
+
+
+def _number(text: str) -> str | None:
+    try:
+        return None if math.isnan(number := float(text)) else str(number)
+    except ValueError:
+        return None
+
+
+def _nested(trail: Trail, value: object) -> object:
+    for key in reversed(trail):
+        value = {key: value}
+    return value
+
+
+def _all(conditions: Iterable[str]) -> str:
+    parts = list(conditions)
+    return f"({' AND '.join(parts)})" if parts else "true"
+
+
+def _any(conditions: Iterable[str]) -> str:
+    parts = list(conditions)
+    return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"

@@ -1,0 +1,97 @@
+"""Reading items by namespace and key: any number of them, in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from langgraph.store.base import GetOp, Item
+
+from langgraph_aurora_store.sql.items import ALIVE, DUE, LIFETIME, checked_key, prefix_of
+from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.steps import Rows, Statement
+
+Address = tuple[str, str]
+"""A row's primary key: prefix and key."""
+
+_GET = """
+SELECT w.position, s.value, s.created_at, s.updated_at, {due}
+FROM unnest(%(prefixes)b::text[], %(keys)b::text[]) WITH ORDINALITY AS w (prefix, key, position)
+JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
+WHERE {alive}
+"""
+
+# A row that someone else holds is being written or renewed anyway, so nobody waits for it; and
+# what is locked is locked in one order, so that nobody waits in a circle.
+_RENEW = """
+WITH due AS MATERIALIZED (
+    SELECT s.prefix, s.key
+    FROM unnest(%(prefixes)b::text[], %(keys)b::text[]) AS w (prefix, key)
+    JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
+    WHERE {due} AND s.expires_at > now()
+    ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"
+    FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+UPDATE {store} AS s SET expires_at = now() + ({lifetime})
+FROM due WHERE s.prefix = due.prefix AND s.key = due.key
+"""
+
+
+class Get(NamedTuple):
+    """A ``GetOp``, checked, and its place in the batch."""
+
+    place: int
+    op: GetOp
+    prefix: str
+    key: str
+    renews: bool
+
+
+def plan(place: int, op: GetOp, layout: Layout) -> Get:
+    """Check one operation."""
+    renews = layout.ttl.refresh_on_read if op.refresh_ttl is None else op.refresh_ttl
+    key = checked_key(op.namespace, op.key)
+    return Get(place, op, prefix_of(op.namespace), key, renews)
+
+
+def statement(gets: Sequence[Get], layout: Layout) -> Statement:
+    """All gets of a batch."""
+    addresses = {"prefixes": [g.prefix for g in gets], "keys": [g.key for g in gets]}
+    return Statement(_texts(layout).get, addresses)
+
+
+def items(gets: Sequence[Get], rows: Rows) -> tuple[dict[int, Item], list[Address]]:
+    """The items found by their place in the batch, and the addresses of those due for renewal."""
+    found: dict[int, Item] = {}
+    due: list[Address] = []
+    for position, value, created_at, updated_at, is_due in rows:
+        get = gets[position - 1]
+        found[get.place] = Item(
+            value=value,
+            key=get.key,
+            namespace=tuple(get.op.namespace),
+            created_at=created_at,
+            updated_at=updated_at,
+        )
+        if is_due and get.renews:
+            due.append((get.prefix, get.key))
+    return found, due
+
+
+def renewal(due: Sequence[Address], layout: Layout) -> Statement:
+    """Start the lives of these items anew."""
+    addresses = sorted(set(due))
+    prefixes, keys = [a[0] for a in addresses], [a[1] for a in addresses]
+    return Statement(_texts(layout).renew, {"prefixes": prefixes, "keys": keys})
+
+
+class _Texts(NamedTuple):
+    get: bytes
+    renew: bytes
+
+
+@lru_cache
+def _texts(layout: Layout) -> _Texts:
+    names = {"store": layout.store, "alive": ALIVE, "due": DUE, "lifetime": LIFETIME}
+    return _Texts(_GET.format(**names).encode(), _RENEW.format(**names).encode())

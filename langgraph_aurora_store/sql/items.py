@@ -1,0 +1,80 @@
+"""Namespaces as text, and the conditions that every statement on items shares."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from langgraph.store.base import InvalidNamespaceError
+
+from langgraph_aurora_store.errors import InvalidItemError
+from langgraph_aurora_store.sql.values import at, is_storable
+
+Namespace: TypeAlias = tuple[str, ...]
+
+ALIVE = "(s.expires_at IS NULL OR s.expires_at > now())"
+"""Expired items count for nothing from that moment on, swept or not."""
+
+# How long an item lives after a write or a read. The column of ours counts only for the write
+# that set it, see layout.py.
+LIFETIME = """
+    CASE WHEN lower(s.lifetime) = s.updated_at THEN upper(s.lifetime) - lower(s.lifetime)
+         ELSE make_interval(mins => s.ttl_minutes) END
+"""
+
+DUE = f"""
+    coalesce(
+        s.expires_at < now() + ({LIFETIME}) - least(({LIFETIME}) / 20, interval '1 hour')
+        AND current_setting('transaction_read_only') = 'off',
+        false)
+"""
+"""Whether a read should renew an item's life: when 5 % of its ttl, or an hour, have passed since
+the last renewal. So a memory read all the time is written at most twenty times per ttl, and lives
+at least 95 % of its ttl after it was last read. Never where the server takes no writes."""
+
+
+def prefix_of(namespace: Namespace) -> str:
+    """The text the tables hold for a namespace: its labels, joined by dots.
+
+    Raises:
+        InvalidNamespaceError: for a label that PostgreSQL cannot hold.
+    """
+    prefix = ".".join(namespace)
+    if not is_storable(prefix):
+        raise InvalidNamespaceError(
+            f"Namespace labels cannot contain NUL characters or lone surrogates. Got {namespace!r}"
+        )
+    return prefix
+
+
+def namespace_of(prefix: str) -> Namespace:
+    """The namespace a text of the tables stands for."""
+    return tuple(prefix.split(".")) if prefix else ()
+
+
+def checked_key(namespace: Namespace, key: object) -> str:
+    """A key as given, if the tables can hold it.
+
+    Raises:
+        InvalidItemError: for a key that is not text, or text that cannot be stored.
+    """
+    if not isinstance(key, str):
+        raise InvalidItemError(f"{at(namespace, key)}: the key must be text")
+    if not is_storable(key):
+        raise InvalidItemError(
+            f"{at(namespace, key)}: the key holds a NUL character or a lone surrogate"
+        )
+    return key
+
+
+def under(column: str) -> str:
+    """The condition that a row is in a namespace or below it; see ``span_of`` for its parameters.
+
+    A range under ``text_pattern_ops`` rather than ``LIKE``: an index serves it whatever the
+    parameter, and no character of a label means anything.
+    """
+    return f"({column} = %(prefix)s OR ({column} ~>=~ %(first)s AND {column} ~<~ %(beyond)s))"
+
+
+def span_of(prefix: str) -> dict[str, str]:
+    """The parameters of ``under``: everything below begins with a dot, the character before /."""
+    return {"prefix": prefix, "first": f"{prefix}.", "beyond": f"{prefix}/"}

@@ -1,0 +1,178 @@
+"""Listing namespaces, counting what is in one, and deleting it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import takewhile
+
+from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, MatchCondition
+
+from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.sql.filters import compile_filter
+from langgraph_aurora_store.sql.items import ALIVE, Namespace, prefix_of, span_of, under
+from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
+
+# Beyond this many namespaces, reading every row once is cheaper than one index probe for each.
+_MOST_PROBES = 20_000
+_NO_DEPTH = 2**31 - 1
+_ROWS_PER_DELETE = 10_000
+
+# From each namespace found the walk jumps to the next, by the text_pattern_ops index on prefix:
+# past everything that truncates to the same, if the one found counts. E'\\x01' ends the smallest
+# text above a prefix; a slash is the character after the dot, and so above all that lies below.
+# The order is InMemoryStore's, label by label in code points, whatever the database's collation.
+_LIST = """
+WITH RECURSIVE walk (prefix, counts, steps) AS (
+    SELECT %(first)s::text, false, 0
+    UNION ALL
+    SELECT found.prefix, found.counts, w.steps + 1
+    FROM walk AS w CROSS JOIN LATERAL (
+        SELECT n.prefix,
+               n.prefix ~ ALL (%(patterns)b::text[]) AND EXISTS (
+                   SELECT FROM {store} AS s WHERE s.prefix = n.prefix AND {alive}
+               ) AS counts
+        FROM (
+            SELECT s.prefix FROM {store} AS s
+            WHERE s.prefix ~>=~ CASE
+                      WHEN w.steps = 0 THEN w.prefix
+                      WHEN w.counts AND cardinality(string_to_array(w.prefix, '.')) > %(depth)s::int
+                      THEN array_to_string(
+                               (string_to_array(w.prefix, '.'))[:%(depth)s::int], '.') || '/'
+                      ELSE w.prefix || E'\\x01'
+                  END {below}
+            ORDER BY s.prefix USING ~<~ LIMIT 1
+        ) AS n
+    ) AS found
+    WHERE w.steps <= %(most)s::int
+),
+listed AS (
+    SELECT prefix FROM walk WHERE counts AND (SELECT max(steps) FROM walk) <= %(most)s::int
+    UNION ALL
+    SELECT s.prefix FROM {store} AS s
+    WHERE (SELECT max(steps) FROM walk) > %(most)s::int
+      AND s.prefix ~>=~ %(first)s::text {below}
+      AND {alive} AND s.prefix ~ ALL (%(patterns)b::text[])
+)
+SELECT labels FROM (
+    SELECT DISTINCT (string_to_array(prefix, '.'))[:%(depth)s::int] AS labels FROM listed
+) AS truncated
+ORDER BY labels COLLATE "C" LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
+"""
+
+_COUNT = """
+SELECT count(*) FROM {store} AS s WHERE {under} AND {alive} AND {condition}
+"""
+
+_DELETE = """
+WITH doomed AS MATERIALIZED (
+    SELECT s.prefix, s.key FROM {store} AS s WHERE {under}
+    ORDER BY s.prefix COLLATE "C", s.key COLLATE "C" LIMIT {most}
+    FOR UPDATE
+),
+deleted AS (
+    DELETE FROM {store} AS s USING doomed
+    WHERE s.prefix = doomed.prefix AND s.key = doomed.key
+    RETURNING {alive} AS counts
+)
+SELECT count(*), count(*) FILTER (WHERE counts) FROM deleted
+"""
+
+
+def plan(op: ListNamespacesOp, layout: Layout) -> Statement:
+    """Check one operation and state it.
+
+    Raises:
+        ConfigurationError: for a negative limit or offset, a depth below 1 or an unknown match.
+    """
+    check_page(op.limit, op.offset)
+    if op.max_depth is not None and op.max_depth < 1:
+        raise ConfigurationError(f"max_depth counts labels from 1, not {op.max_depth}")
+    conditions = op.match_conditions or ()
+    head = max((_literal_head(condition) for condition in conditions), key=len, default=())
+    prefix = prefix_of(head)
+    params = {
+        "first": prefix,
+        "beyond": f"{prefix}/",
+        "patterns": [_pattern(condition) for condition in conditions if condition.path],
+        "depth": op.max_depth or _NO_DEPTH,
+        "most": _MOST_PROBES,
+        "limit": op.limit,
+        "offset": op.offset,
+    }
+    return Statement(_list(layout, is_bounded=bool(head)), params)
+
+
+def listed(rows: Rows) -> list[Namespace]:
+    """The namespaces of a reply."""
+    return [tuple(labels) for (labels,) in rows]
+
+
+def check_page(limit: object, offset: object) -> None:
+    """Refuse a page that no list has.
+
+    Raises:
+        ConfigurationError: unless both are whole numbers from 0.
+    """
+    for name, value in (("limit", limit), ("offset", offset)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigurationError(f"{name} must be a whole number from 0, not {value!r}")
+
+
+def count_under(
+    prefix: Namespace, layout: Layout, filter_: Mapping[str, object] | None = None
+) -> Conversation[int]:
+    """Count the items in a namespace and below it that are not expired and match a filter."""
+    condition = compile_filter(filter_)
+    names = {"store": layout.store, "alive": ALIVE, "condition": condition.sql}
+    text = _COUNT.format(under=under("s.prefix") if prefix else "true", **names)
+    params = condition.params | (span_of(prefix_of(prefix)) if prefix else {})
+    ((row,),) = yield Run((Statement(text.encode(), params),))
+    return int(row[0])
+
+
+def delete_under(prefix: Namespace, layout: Layout) -> Conversation[int]:
+    """Delete the items in a namespace and below it, and return how many were not expired.
+
+    Up to 10,000 items go in one transaction, more in one transaction for every 10,000: if that is
+    interrupted, what is deleted stays deleted and the rest stays.
+
+    Raises:
+        InvalidNamespaceError: for the empty namespace, which holds everything.
+    """
+    if not prefix:
+        raise InvalidNamespaceError("Namespace cannot be empty.")
+    text, params = _delete(layout), span_of(prefix_of(prefix))
+    total, rows = 0, _ROWS_PER_DELETE
+    while rows == _ROWS_PER_DELETE:
+        (((rows, living),),) = yield Run((Statement(text, params),))
+        total += living
+    return total
+
+
+def _literal_head(condition: MatchCondition) -> Namespace:
+    if condition.match_type != "prefix":
+        return ()
+    return tuple(takewhile(lambda label: label != "*", condition.path))
+
+
+def _pattern(condition: MatchCondition) -> str:
+    """A POSIX regular expression on whole labels; ``*`` stands for any one of them."""
+    if condition.match_type not in ("prefix", "suffix"):
+        raise ConfigurationError(f"unknown match type {condition.match_type!r}")
+    body = r"\.".join("[^.]+" if label == "*" else re.escape(label) for label in condition.path)
+    return rf"^{body}(\.|\Z)" if condition.match_type == "prefix" else rf"(^|\.){body}\Z"
+
+
+@lru_cache
+def _list(layout: Layout, *, is_bounded: bool) -> bytes:
+    below = "AND s.prefix ~<~ %(beyond)s::text" if is_bounded else ""
+    return _LIST.format(store=layout.store, alive=ALIVE, below=below).encode()
+
+
+@lru_cache
+def _delete(layout: Layout) -> bytes:
+    names = {"store": layout.store, "under": under("s.prefix"), "alive": ALIVE}
+    return _DELETE.format(most=_ROWS_PER_DELETE, **names).encode()

@@ -1,0 +1,158 @@
+"""A batch of LangGraph operations as one conversation.
+
+As in the parent, and in ``InMemoryStore``, a batch reads first and writes last, whatever the order
+of its operations: reads see the state before the batch. Everything is checked and converted before
+the first statement, and all writes are one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import psycopg
+from langgraph.store.base import (
+    GetOp,
+    ListNamespacesOp,
+    Op,
+    PutOp,
+    Result,
+    SearchOp,
+    validate_op_namespace,
+)
+
+from langgraph_aurora_store.sql import get, namespaces, put, search
+from langgraph_aurora_store.sql.get import Address, Get
+from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.put import Writes
+from langgraph_aurora_store.sql.search import Search
+from langgraph_aurora_store.sql.steps import Conversation, Run, Statement
+from langgraph_aurora_store.sql.texts import Embedded, Text, checked, request
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """A batch's operations, checked and sorted by kind."""
+
+    size: int
+    gets: list[Get]
+    searches: list[Search]
+    listings: list[tuple[int, Statement]]
+    writes: Writes
+
+
+def converse(ops: Iterable[Op], layout: Layout) -> Conversation[list[Result]]:
+    """Perform a batch; the result holds one entry per operation, in order.
+
+    Raises:
+        InvalidItemError, InvalidNamespaceError, InvalidFilterError, ConfigurationError: for an
+            operation that cannot be performed; nothing was read or written.
+        EmbeddingResponseError: for unusable vectors; nothing was written.
+    """
+    batch = _sorted_out(ops, layout)
+    results: list[Result] = [None] * batch.size
+    new, due = yield from _read_at_once(batch, results, layout)
+    queries = [s.query for s in batch.searches if s.query is not None]
+    vectors = yield from _embed(new, queries, layout)
+    due += yield from _read_by_meaning(batch, vectors, results, layout)
+    if due:
+        yield from _renew(due, layout)
+    if batch.writes.puts:
+        yield from _write(batch.writes, new, vectors, layout)
+    return results
+
+
+def _sorted_out(ops: Iterable[Op], layout: Layout) -> Batch:
+    gets: list[Get] = []
+    searches: list[Search] = []
+    listings: list[tuple[int, Statement]] = []
+    puts: list[PutOp] = []
+    size = 0
+    for place, op in enumerate(ops):
+        size += 1
+        validate_op_namespace(op)
+        if isinstance(op, GetOp):
+            gets.append(get.plan(place, op, layout))
+        elif isinstance(op, SearchOp):
+            searches.append(search.plan(place, op, layout))
+        elif isinstance(op, ListNamespacesOp):
+            listings.append((place, namespaces.plan(op, layout)))
+        elif isinstance(op, PutOp):
+            puts.append(op)
+        else:
+            raise TypeError(f"unknown operation type: {type(op).__name__}")
+    return Batch(size, gets, searches, listings, put.plan(puts, layout))
+
+
+def _read_at_once(
+    batch: Batch, results: list[Result], layout: Layout
+) -> Conversation[tuple[tuple[Text, ...], list[Address]]]:
+    """What needs no vector; returns the texts to embed and the items due for renewal."""
+    recent = [s for s in batch.searches if s.query is None]
+    texts = batch.writes.texts
+    statements = [
+        *([get.statement(batch.gets, layout)] if batch.gets else []),
+        *(search.recent(s, layout) for s in recent),
+        *(statement for _, statement in batch.listings),
+        *([put.known(texts, layout)] if texts else []),
+    ]
+    if not statements:
+        return (), []
+    replies = iter((yield Run(tuple(statements))))
+    due: list[Address] = []
+    if batch.gets:
+        found, due = get.items(batch.gets, next(replies))
+        for place, item in found.items():
+            results[place] = item
+    for s in recent:
+        results[s.place], late = search.items(s, next(replies), layout)
+        due += late
+    for place, _ in batch.listings:
+        results[place] = namespaces.listed(next(replies))
+    return put.missing(texts, next(replies)) if texts else (), due
+
+
+def _embed(
+    documents: Sequence[Text], queries: Sequence[str], layout: Layout
+) -> Conversation[Embedded]:
+    if layout.index is None or not (documents or queries):
+        return Embedded({}, {})
+    asked = request(documents, queries)
+    return checked(asked, (yield asked), layout.index)
+
+
+def _read_by_meaning(
+    batch: Batch, vectors: Embedded, results: list[Result], layout: Layout
+) -> Conversation[list[Address]]:
+    searches = [s for s in batch.searches if s.query is not None]
+    due: list[Address] = []
+    if searches:
+        replies = yield from search.nearest(searches, vectors.queries, layout)
+        for s, rows in zip(searches, replies, strict=True):
+            results[s.place], late = search.items(s, rows, layout)
+            due += late
+    return due
+
+
+def _renew(due: Sequence[Address], layout: Layout) -> Conversation[None]:
+    """A reader that may not write still gets what it read."""
+    try:
+        yield Run((get.renewal(due, layout),))
+    except (
+        psycopg.errors.ReadOnlySqlTransaction,
+        psycopg.errors.InsufficientPrivilege,
+    ) as exc:
+        logger.debug("ttl of %d items not renewed: %s", len(due), exc)
+
+
+def _write(
+    writes: Writes, new: Sequence[Text], vectors: Embedded, layout: Layout
+) -> Conversation[None]:
+    try:
+        yield Run(put.statements(writes, new, vectors.documents, layout))
+    except psycopg.errors.DivisionByZero:
+        # A vector we meant to keep was replaced by a concurrent write: rely on none of them.
+        every = yield from _embed(writes.texts, (), layout)
+        yield Run(put.statements(writes, writes.texts, every.documents, layout))

@@ -1,0 +1,249 @@
+"""Writing and deleting items and their vectors, all of a batch in one transaction.
+
+Rows are locked in one order of keys, whatever a batch does to them, so that batches wait for each
+other but never in a circle. Whoever writes a key's vectors holds the key's row in ``store``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from langgraph.store.base import NOT_PROVIDED, PutOp
+
+from langgraph_aurora_store.errors import InvalidItemError
+from langgraph_aurora_store.sql.items import checked_key, prefix_of
+from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.steps import Rows, Statement
+from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
+from langgraph_aurora_store.sql.values import at, to_json
+
+if TYPE_CHECKING:
+    from pgvector import HalfVector, Vector
+
+# ttl_minutes is an INT.
+_LONGEST_TTL_MINUTES = 2**31 - 1
+
+# In a batch that also deletes, a key to delete is written first like the others: that takes its
+# lock in its turn, whether the row exists or is being made by someone else.
+_UPSERT = """
+INSERT INTO {store} AS s (prefix, key, value, created_at, updated_at,
+                          expires_at, ttl_minutes, lifetime)
+SELECT w.prefix, w.key, w.value::jsonb, now(), now(), w.expires_at,
+       CASE WHEN w.ttl IS NOT NULL THEN greatest(1, ceil(w.ttl)) END::int,
+       CASE WHEN w.ttl <> greatest(1, ceil(w.ttl)) THEN tstzrange(now(), w.expires_at) END
+FROM (
+    SELECT *, now() + ttl * interval '1 minute' AS expires_at
+    FROM unnest(%(prefixes)b::text[], %(keys)b::text[], %(values)b::text[], %(ttls)b::float8[])
+         WITH ORDINALITY AS u (prefix, key, value, ttl, position)
+) AS w
+ORDER BY w.position
+ON CONFLICT (prefix, key) DO UPDATE SET
+    value = excluded.value,
+    created_at = CASE WHEN s.expires_at <= now() THEN excluded.created_at ELSE s.created_at END,
+    updated_at = excluded.updated_at,
+    expires_at = excluded.expires_at,
+    ttl_minutes = excluded.ttl_minutes,
+    lifetime = excluded.lifetime
+"""
+
+_DELETE = """
+WITH doomed AS MATERIALIZED (
+    SELECT s.prefix, s.key
+    FROM unnest(%(prefixes)b::text[], %(keys)b::text[]) WITH ORDINALITY AS w (prefix, key, position)
+    JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
+    ORDER BY w.position
+    FOR UPDATE OF s
+)
+DELETE FROM {store} AS s USING doomed WHERE s.prefix = doomed.prefix AND s.key = doomed.key
+"""
+
+_KNOWN = """
+SELECT w.position
+FROM unnest(%(prefixes)b::text[], %(keys)b::text[], %(fields)b::text[], %(digests)b::bytea[])
+     WITH ORDINALITY AS w (prefix, key, field, digest, position)
+JOIN {vectors} AS v ON v.prefix = w.prefix AND v.key = w.key AND v.field_name = w.field
+WHERE v.content_hash = w.digest AND v.hashed_at = v.updated_at
+"""
+
+# Between the first look and this transaction someone else may have written another text's vector.
+# Then the division fails, and everything with it.
+_STILL_KNOWN = """
+SELECT 1 / (count(*) = cardinality(%(prefixes)b::text[]))::int FROM ({known}) AS known
+"""
+
+_DELETE_STALE_VECTORS = """
+DELETE FROM {vectors} AS v
+USING unnest(%(prefixes)b::text[], %(keys)b::text[]) AS w (prefix, key)
+WHERE v.prefix = w.prefix AND v.key = w.key AND NOT EXISTS (
+    SELECT FROM unnest(%(kept_prefixes)b::text[], %(kept_keys)b::text[], %(kept_fields)b::text[])
+        AS k (prefix, key, field)
+    WHERE k.prefix = v.prefix AND k.key = v.key AND k.field = v.field_name
+)
+"""
+
+_UPSERT_VECTORS = """
+INSERT INTO {vectors} AS v (prefix, key, field_name, embedding, content_hash,
+                            hashed_at, created_at, updated_at)
+SELECT w.prefix, w.key, w.field, w.embedding, w.digest, now(), now(), now()
+FROM unnest(%(prefixes)b::text[], %(keys)b::text[], %(fields)b::text[], %(digests)b::bytea[],
+            %(embeddings)b::{type}[]) AS w (prefix, key, field, digest, embedding)
+ON CONFLICT (prefix, key, field_name) DO UPDATE SET
+    embedding = excluded.embedding,
+    content_hash = excluded.content_hash,
+    hashed_at = excluded.hashed_at,
+    updated_at = excluded.updated_at
+"""
+
+
+class Put(NamedTuple):
+    """One row to write, or to delete where ``value`` is ``None``; ``ttl`` is in minutes."""
+
+    prefix: str
+    key: str
+    value: str | None
+    ttl: float | None
+    texts: tuple[Text, ...]
+
+
+class Writes(NamedTuple):
+    """What a batch leaves behind: the last operation on each key, in the order of locking."""
+
+    puts: tuple[Put, ...]
+
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        """All texts that get a vector."""
+        return tuple(text for put in self.puts for text in put.texts)
+
+
+def plan(ops: Iterable[PutOp], layout: Layout) -> Writes:
+    """Check and convert every operation, and keep the last one on each key.
+
+    Raises:
+        InvalidItemError: for an operation that cannot be stored.
+        InvalidNamespaceError: for a namespace that cannot be stored.
+    """
+    last: dict[tuple[str, str], Put] = {}
+    for op in ops:
+        put = _put(op, layout)
+        last[put.prefix, put.key] = put
+    return Writes(tuple(last[address] for address in sorted(last)))
+
+
+def known(texts: Sequence[Text], layout: Layout) -> Statement:
+    """Which of these texts have their vectors already: the reply holds positions from 1."""
+    return Statement(_sql(layout).known, _columns(texts))
+
+
+def missing(texts: Sequence[Text], rows: Rows) -> tuple[Text, ...]:
+    """The texts that ``known`` did not find."""
+    found = {position for (position,) in rows}
+    return tuple(text for i, text in enumerate(texts, start=1) if i not in found)
+
+
+def statements(
+    writes: Writes,
+    new: Collection[Text],
+    vectors: dict[str, Vector | HalfVector],
+    layout: Layout,
+) -> tuple[Statement, ...]:
+    """The whole transaction; ``new`` are the texts to write with their ``vectors``.
+
+    It fails with ``division_by_zero`` when one of the other texts has lost its vector meanwhile.
+    """
+    sql = _sql(layout)
+    puts = [put for put in writes.puts if put.value is not None]
+    doomed = [put for put in writes.puts if put.value is None]
+    steps = [Statement(sql.upsert, _rows(writes.puts if doomed else puts))] if puts else []
+    if doomed:
+        steps.append(Statement(sql.delete, _addresses(doomed)))
+    if puts and layout.index is not None:
+        texts, kept = writes.texts, [text for text in writes.texts if text not in new]
+        if kept:
+            steps.append(Statement(sql.still_known, _columns(kept)))
+        steps.append(Statement(sql.delete_stale_vectors, _addresses(puts) | _kept(texts)))
+        if new:
+            embeddings = [vectors[text.text] for text in new]
+            steps.append(
+                Statement(sql.upsert_vectors, _columns(list(new)) | {"embeddings": embeddings})
+            )
+    return tuple(steps)
+
+
+def _put(op: PutOp, layout: Layout) -> Put:
+    namespace, prefix = tuple(op.namespace), prefix_of(op.namespace)
+    key = checked_key(namespace, op.key)
+    if op.value is None:
+        return Put(prefix, key, None, None, ())
+    document = to_json(op.value, namespace, key)
+    checked_index(op.index, namespace, key)
+    texts = tuple(texts_of(namespace, key, op.value, op.index, layout))
+    return Put(prefix, key, document, _ttl(op, layout), texts)
+
+
+def _ttl(op: PutOp, layout: Layout) -> float | None:
+    # An operation made without put() can tell "the store's default" from "none" by the sentinel.
+    ttl = layout.ttl.default_ttl if op.ttl is NOT_PROVIDED else op.ttl
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not math.isfinite(ttl):
+        raise InvalidItemError(f"{at(op.namespace, op.key)}: ttl= is minutes or None, not {ttl!r}")
+    if not 0 <= ttl <= _LONGEST_TTL_MINUTES:
+        raise InvalidItemError(
+            f"{at(op.namespace, op.key)}: ttl={ttl} minutes is not within"
+            f" 0 and {_LONGEST_TTL_MINUTES}; None is for ever"
+        )
+    return float(ttl)
+
+
+def _addresses(puts: Sequence[Put]) -> dict[str, list[object]]:
+    return {"prefixes": [put.prefix for put in puts], "keys": [put.key for put in puts]}
+
+
+def _rows(puts: Sequence[Put]) -> dict[str, list[object]]:
+    values = [put.value if put.value is not None else "{}" for put in puts]
+    return _addresses(puts) | {"values": list(values), "ttls": [put.ttl for put in puts]}
+
+
+def _columns(texts: Sequence[Text]) -> dict[str, list[object]]:
+    return {
+        "prefixes": [".".join(text.namespace) for text in texts],
+        "keys": [text.key for text in texts],
+        "fields": [text.field for text in texts],
+        "digests": [text.digest for text in texts],
+    }
+
+
+def _kept(texts: Sequence[Text]) -> dict[str, list[object]]:
+    columns = _columns(texts)
+    return {f"kept_{name}": columns[name] for name in ("prefixes", "keys", "fields")}
+
+
+class _Texts(NamedTuple):
+    upsert: bytes
+    delete: bytes
+    known: bytes
+    still_known: bytes
+    delete_stale_vectors: bytes
+    upsert_vectors: bytes
+
+
+@lru_cache
+def _sql(layout: Layout) -> _Texts:
+    names = {
+        "store": layout.store,
+        "vectors": layout.vectors,
+        "type": layout.index.vector_type if layout.index else "vector",
+    }
+    known = _KNOWN.format(**names)
+    return _Texts(
+        _UPSERT.format(**names).encode(),
+        _DELETE.format(**names).encode(),
+        known.encode(),
+        _STILL_KNOWN.format(known=known).encode(),
+        _DELETE_STALE_VECTORS.format(**names).encode(),
+        _UPSERT_VECTORS.format(**names).encode(),
+    )

@@ -1,0 +1,154 @@
+"""What of an item is embedded, and the check of what the model made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langgraph.store.base import get_text_at_path, tokenize_path
+
+from langgraph_aurora_store.config import IndexSettings
+from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemError
+from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.steps import Embed, Label, Vectors
+from langgraph_aurora_store.sql.values import at, is_storable
+
+if TYPE_CHECKING:
+    from pgvector import HalfVector, Vector
+
+
+class Text(NamedTuple):
+    """A text of an item that gets a vector of its own, named as the parent names it."""
+
+    namespace: tuple[str, ...]
+    key: str
+    field: str
+    text: str
+    digest: bytes
+
+    @property
+    def label(self) -> Label:
+        """Where it comes from."""
+        return Label(self.namespace, self.key, self.field)
+
+
+def checked_index(index: object, namespace: tuple[str, ...], key: str) -> None:
+    """Refuse an ``index=`` that would index nothing without a word.
+
+    Raises:
+        InvalidItemError: unless it is ``None``, ``False`` or a list of paths.
+    """
+    if index is None or index is False:
+        return
+    if not isinstance(index, (list, tuple)) or not all(isinstance(path, str) for path in index):
+        raise InvalidItemError(
+            f"{at(namespace, key)}: index= is None, False or a list of paths, not {index!r}"
+        )
+    if not all(is_storable(path) for path in index):
+        raise InvalidItemError(
+            f"{at(namespace, key)}: a path of index= holds a NUL character or a lone surrogate"
+        )
+
+
+def texts_of(
+    namespace: tuple[str, ...],
+    key: str,
+    value: Mapping[str, Any],
+    index: Sequence[str] | bool | None,
+    layout: Layout,
+) -> Iterator[Text]:
+    """The texts of a value, blank ones left out, one for each field name."""
+    if layout.index is None or index is False:
+        return
+    paths = layout.index.fields if index is None or index is True else index
+    named = {
+        name: text for path in paths for name, text in _named(path, value) if not text.isspace()
+    }
+    for name, text in named.items():
+        if text:
+            yield Text(namespace, key, name, text, _digest(text, layout))
+
+
+def request(documents: Sequence[Text], queries: Sequence[str]) -> Embed:
+    """Each distinct text once."""
+    first: dict[str, Label] = {}
+    for document in documents:
+        first.setdefault(document.text, document.label)
+    return Embed(tuple(first), tuple(dict.fromkeys(queries)), tuple(first.values()))
+
+
+def checked(asked: Embed, reply: Vectors, index: IndexSettings) -> Embedded:
+    """The model's answer as values for the database, by text.
+
+    Raises:
+        EmbeddingResponseError: for vectors of the wrong count, length or content.
+    """
+    names = [f"the text of {at(*label)}" for label in asked.labels]
+    return Embedded(
+        documents=_by_text(asked.documents, reply.documents, names, index),
+        queries=_by_text(asked.queries, reply.queries, ["the query"] * len(asked.queries), index),
+    )
+
+
+class Embedded(NamedTuple):
+    """Vectors ready for the database, by the text they stand for."""
+
+    documents: dict[str, Vector | HalfVector]
+    queries: dict[str, Vector | HalfVector]
+
+
+def _named(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    texts = get_text_at_path(value, _tokens(path))
+    for position, text in enumerate(texts):
+        yield (f"{path}.{position}" if len(texts) > 1 else path), text
+
+
+@lru_cache(maxsize=1024)
+def _tokens(path: str) -> str | list[str]:
+    return path if path == "$" else tokenize_path(path)
+
+
+def _digest(text: str, layout: Layout) -> bytes:
+    assert layout.index is not None
+    origin = f"{layout.embedding_id or ''}\0{layout.index.dims}\0"
+    return hashlib.sha256((origin + text).encode()).digest()
+
+
+def _by_text(
+    texts: Sequence[str],
+    vectors: Sequence[Sequence[float]],
+    names: Sequence[str],
+    index: IndexSettings,
+) -> dict[str, Vector | HalfVector]:
+    if len(vectors) != len(texts):
+        raise EmbeddingResponseError(
+            f"the embedding model returned {len(vectors)} vectors for {len(texts)} texts"
+        )
+    return {
+        text: _vector(vector, name, index)
+        for text, vector, name in zip(texts, vectors, names, strict=True)
+    }
+
+
+def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector | HalfVector:
+    # Imported late: whoever stores no vectors needs no pgvector.
+    from pgvector import HalfVector, Vector
+
+    if len(values) != index.dims:
+        raise EmbeddingResponseError(
+            f"the embedding of {name} has {len(values)} dimensions; the index holds {index.dims}"
+        )
+    kind = HalfVector if index.vector_type == "halfvec" else Vector
+    try:
+        vector = kind(values if type(values).__name__ == "ndarray" else list(values))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise EmbeddingResponseError(
+            f"the embedding of {name} is no list of numbers within {index.vector_type}'s range"
+        ) from exc
+    # A sum is finite exactly when each of these small numbers is, and it is summed in C.
+    if not math.isfinite(sum(vector.to_list())):
+        raise EmbeddingResponseError(f"the embedding of {name} holds NaN or infinity")
+    return vector

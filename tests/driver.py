@@ -1,0 +1,46 @@
+"""The smallest driver of a conversation: one psycopg connection and an embedding function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import psycopg
+
+from langgraph_aurora_store.sql.steps import Conversation, Embed, Rows, Run, Step, Vectors
+
+T = TypeVar("T")
+Embedder = Callable[[Sequence[str]], list[list[float]]]
+
+
+def drive(
+    flow: Conversation[T],
+    connection: psycopg.Connection,
+    embed: Embedder | None = None,
+    seen: list[Step] | None = None,
+) -> T:
+    """Perform each step and answer it, until the flow returns; ``seen`` collects the steps."""
+    reply: object = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = flow.throw(error) if error else flow.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        if seen is not None:
+            seen.append(step)
+        try:
+            reply, error = _perform(step, connection, embed), None
+        except Exception as exc:  # the flow decides what it means
+            error = exc
+
+
+def _perform(step: Step, connection: psycopg.Connection, embed: Embedder | None) -> object:
+    if isinstance(step, Embed):
+        assert embed is not None
+        documents = embed(step.documents) if step.documents else []
+        return Vectors(documents, [embed([query])[0] for query in step.queries])
+    assert isinstance(step, Run)
+    with connection.pipeline(), connection.transaction():
+        cursors = [connection.execute(s.sql, s.params) for s in step.statements]
+    return [Rows(c.fetchall() if c.description else [], c.rowcount) for c in cursors]
