@@ -212,3 +212,29 @@ def _minutes(name: str, value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{name} is a positive number of minutes or None, not {value!r}")
     return float(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectDefaults:
+    """What the environment says of where to connect; ``None`` where it says nothing."""
+
+    cluster: str | None
+    user: str | None
+    database: str | None
+    region: str | None
+    sslrootcert: str | None
+    on_lambda: bool
+
+
+def connect_defaults(environ: Mapping[str, str] | None = None) -> ConnectDefaults:
+    """Read the connection's defaults; an empty variable is an absent one."""
+    environ = environment() if environ is None else environ
+    return ConnectDefaults(
+        cluster=environ.get("AURORA_CLUSTER") or None,
+        user=environ.get("AURORA_USER") or None,
+        database=environ.get("AURORA_DATABASE") or None,
+        region=environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None,
+        sslrootcert=environ.get("PGSSLROOTCERT") or None,
+        # Lambda developer guide, "Defined runtime environment variables".
+        on_lambda=bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")),
+    )

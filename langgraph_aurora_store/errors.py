@@ -23,7 +23,8 @@ AuroraStoreError
 │   ├── CertificateError                 the server's certificate could not be verified
 │   ├── HostNotFoundError                the endpoint's name does not resolve
 │   ├── ConnectTimeoutError              nothing answered in time
-│   └── PoolTimeoutError                 every connection of the pool is in use
+│   └── PoolTimeoutError (psycopg_pool.PoolTimeout)  no connection in the whole waiting time
+├── WrongLoopError (asyncio.InvalidStateError)   blocking code on an asyncio store's event loop
 └── EmbeddingError                       the embedding service or model failed
     ├── EmbeddingAccessError             a permission, a key or a model's activation is missing
     └── EmbeddingResponseError           vectors of the wrong count, length or content
@@ -32,7 +33,10 @@ AuroraStoreError
 
 from __future__ import annotations
 
+import asyncio
+
 import psycopg
+import psycopg_pool
 
 
 class AuroraStoreError(Exception):
@@ -114,8 +118,12 @@ class ConnectTimeoutError(ConnectError):
     """The server did not answer within the connect timeout."""
 
 
-class PoolTimeoutError(ConnectError):
-    """Every connection of the pool stayed in use for the whole waiting time."""
+class PoolTimeoutError(ConnectError, psycopg_pool.PoolTimeout):
+    """No connection became free, or could be made, within the whole waiting time."""
+
+
+class WrongLoopError(AuroraStoreError, asyncio.InvalidStateError):
+    """A blocking method of an asyncio store was called where it could only hang."""
 
 
 class EmbeddingError(AuroraStoreError):

@@ -1,0 +1,1 @@
+"""From a cluster's name to an authenticated, verified, healthy connection."""

@@ -1,0 +1,184 @@
+"""From a cluster's name to the endpoints that a connection is made to."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from langgraph_aurora_store.connect.aws import Aws, Session
+from langgraph_aurora_store.connect.lookup import Description, connect_resource, describe
+from langgraph_aurora_store.connect.names import (
+    ClusterName,
+    EndpointName,
+    Kind,
+    parse_host,
+    parse_name,
+    reader_host,
+)
+from langgraph_aurora_store.errors import ConfigurationError, HostNotFoundError
+
+# The port of Aurora PostgreSQL unless it was made with another; RDS Proxy has no other.
+DEFAULT_PORT = 5432
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect, and what is known of the place without connecting.
+
+    ``hostaddr`` is the address to dial in place of looking ``host`` up: that of an alias.
+    ``region``, ``database`` and ``iam_enabled`` are ``None`` where neither the name nor a lookup
+    tells.
+    ``connect_resource`` is the ARN, up to the user, of an IAM policy for ``rds-db:connect``.
+    """
+
+    host: str
+    port: int
+    kind: Kind
+    region: str | None = None
+    database: str | None = None
+    hostaddr: str | None = None
+    iam_enabled: bool | None = None
+    connect_resource: str | None = None
+
+
+class Cluster:
+    """A cluster by any of its names; resolved on first use, once, by any number of threads.
+
+    ``name`` is a cluster identifier or ARN (looked up with ``rds:DescribeDBClusters``), the host
+    name of a writer, reader, instance, custom or RDS Proxy endpoint (nothing is looked up), or an
+    alias such as a CNAME or a tunnel's address, with the endpoint it stands for in ``endpoint``.
+    The region is the name's own, else ``region``; what needs one and finds neither asks the
+    session, then ``AWS_REGION`` and ``AWS_DEFAULT_REGION``. Making one does no I/O and imports no
+    SDK.
+
+    Raises:
+        ConfigurationError: the name is malformed, or contradicts ``region`` or ``endpoint``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        region: str | None = None,
+        port: int | None = None,
+        database: str | None = None,
+        endpoint: str | None = None,
+        session: Session | Aws | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self._alias = parse_host(name).host if endpoint else None
+        self._parsed = _with_region(parse_host(endpoint) if endpoint else parse_name(name), region)
+        self._port = port
+        self._database = database
+        self._aws = session if isinstance(session, Aws) else Aws(session)
+        self._environ = environ
+        self._lock = threading.Lock()
+        self._description: Description | None = None
+
+    def __repr__(self) -> str:
+        return f"Cluster({self.name!r})"
+
+    @property
+    def kind(self) -> Kind:
+        """What the name stands for; an identifier or ARN stands for the writer."""
+        return self._parsed.kind if isinstance(self._parsed, EndpointName) else "writer"
+
+    @property
+    def can_be_signed_for(self) -> bool:
+        """Whether RDS accepts a token for the host: not for an alias, nor a custom endpoint."""
+        return self.kind != "custom" and (self.kind != "alias" or self._alias is not None)
+
+    @property
+    def needs_lookup(self) -> bool:
+        """Whether the name is an identifier or ARN, which RDS is asked about."""
+        return isinstance(self._parsed, ClusterName)
+
+    def writer(self) -> Endpoint:
+        """The endpoint given, or the writer of the cluster named. Blocking.
+
+        Raises:
+            ClusterError: the cluster could not be looked up; a leaf says why.
+            ConfigurationError: no region is known to look it up in.
+            CredentialsError: there are no AWS credentials to look it up with.
+            HostNotFoundError: the alias does not resolve.
+        """
+        if isinstance(self._parsed, ClusterName):
+            found = self._describe(self._parsed)
+            return self._described(found, found.writer, "writer")
+        alias = self._alias if self._alias != self._parsed.host else None
+        return replace(
+            self._named(self._parsed.host, self._parsed.kind),
+            hostaddr=resolve(alias, self._port or DEFAULT_PORT) if alias else None,
+        )
+
+    def reader(self) -> Endpoint:
+        """The cluster's reader endpoint; of an instance or a proxy, that endpoint. Blocking.
+
+        A writer's host name gives the reader's by itself; an alias is not dialled for it. Raises
+        what `writer` raises.
+        """
+        if isinstance(self._parsed, ClusterName):
+            found = self._describe(self._parsed)
+            return self._described(found, found.reader, "reader")
+        if self._parsed.kind != "writer":
+            return self.writer()
+        return self._named(reader_host(self._parsed), "reader")
+
+    def forget(self) -> None:
+        """Look the cluster up anew on next use: what was found turned out not to serve."""
+        self._description = None
+
+    def _named(self, host: str, kind: Kind) -> Endpoint:
+        port = self._port or DEFAULT_PORT
+        return Endpoint(host, port, kind, self._parsed.region, self._database)
+
+    def _described(self, found: Description, host: str, kind: Kind) -> Endpoint:
+        return Endpoint(
+            host=host,
+            port=self._port or found.port,
+            kind=kind,
+            region=found.region,
+            database=self._database or found.database,
+            iam_enabled=found.iam_enabled,
+            connect_resource=connect_resource(found),
+        )
+
+    def _describe(self, name: ClusterName) -> Description:
+        with self._lock:
+            if self._description is None:
+                region = name.region or self._aws.region(self._environ)
+                if region is None:
+                    raise ConfigurationError(
+                        f"no region to look cluster {self.name!r} up in; pass region= or set"
+                        " AWS_REGION, or pass the host name of its endpoint"
+                    )
+                self._description = describe(name, region, self._aws)
+            return self._description
+
+
+def _with_region(
+    parsed: ClusterName | EndpointName, region: str | None
+) -> ClusterName | EndpointName:
+    if region and parsed.region and parsed.region != region:
+        name = parsed.host if isinstance(parsed, EndpointName) else parsed.arn
+        raise ConfigurationError(
+            f"region={region!r} contradicts {name!r}, which is in {parsed.region!r}; leave region="
+            " out"
+        )
+    return replace(parsed, region=parsed.region or region)
+
+
+def resolve(alias: str, port: int) -> str:
+    """The first address of a host name, looked up now. Blocking.
+
+    Raises:
+        HostNotFoundError: the name does not resolve.
+    """
+    try:
+        found = socket.getaddrinfo(alias, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise HostNotFoundError(f"host name {alias!r} does not resolve: {error}") from error
+    return str(found[0][4][0])

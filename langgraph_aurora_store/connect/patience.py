@@ -1,0 +1,142 @@
+"""What a pool learns of its connections, and how long a caller keeps asking for one. No I/O."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from langgraph_aurora_store.connect.connection import AnyConnection
+from langgraph_aurora_store.connect.refusal import is_silence, is_transient
+from langgraph_aurora_store.errors import PoolTimeoutError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_REST_S = 0.05
+_LONGEST_REST_S = 0.5
+
+
+class Health:
+    """What a pool has learned of its connections and of its server. Thread-safe.
+
+    After trouble that may pass, the pool rests before it tries again: 50 ms, doubled up to half a
+    second and spread, so that a server that is back serves within that and is not overrun.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        check_after_idle_s: float | None,
+        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        spread: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._name = name
+        self._check_after_idle_s = check_after_idle_s
+        self._wall_clock = wall_clock
+        self._clock = clock
+        self._spread = spread
+        self._lock = threading.Lock()
+        self._made: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
+        self._was_reached = False
+        self._trouble: Exception | None = None
+        self._failures = 0
+        self._rest_until = 0.0
+        self._renewed_at = 0.0
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Why the last attempt failed; ``None`` when it succeeded."""
+        return self._trouble
+
+    def is_alive(self) -> bool:
+        """Whether a connection is open, as far as is known: waiting callers can hope for it."""
+        with self._lock:
+            return any(not connection.closed for connection in self._made)
+
+    def may_pass(self, trouble: Exception) -> bool:
+        """Whether trying again may help, with nothing changed by the user.
+
+        Silence is a wrong name or a closed way in at first, and trouble once it has answered.
+        """
+        return is_transient(trouble) or (self._was_reached and is_silence(trouble))
+
+    def succeeded(self, connection: AnyConnection) -> None:
+        """A connection was made."""
+        with self._lock:
+            self._made.add(connection)
+            was_troubled = self._trouble is not None
+            self._was_reached = True
+            self._trouble = None
+            self._failures = 0
+            self._rest_until = 0.0
+        if was_troubled:
+            logger.info("pool %r connects again", self._name)
+
+    def failed(self, trouble: Exception) -> None:
+        """An attempt failed; warns when this is news."""
+        with self._lock:
+            is_news = str(trouble) != str(self._trouble)
+            self._trouble = trouble
+            self._failures += 1
+            if self.may_pass(trouble):
+                longest = min(_FIRST_REST_S * 2 ** min(self._failures, 10), _LONGEST_REST_S)
+                self._rest_until = self._clock() + self._spread(longest / 2, longest)
+        level = logging.WARNING if is_news else logging.DEBUG
+        logger.log(level, "pool %r: %s", self._name, trouble)
+
+    def rest_s(self) -> float:
+        """How long to leave the server alone; 0 when it is well or a connection is open."""
+        left_s = self._rest_until - self._clock()
+        return left_s if left_s > 0 and not self.is_alive() else 0.0
+
+    def returned(self, connection: AnyConnection) -> None:
+        """A connection came back, and idles from now on."""
+        connection.idle_since = self._wall_clock()
+
+    def has_idled(self, connection: AnyConnection) -> bool:
+        """Whether to try a connection before use; also when the clock was set back."""
+        if self._check_after_idle_s is None or connection.idle_since is None:
+            return False
+        return not 0 <= self._wall_clock() - connection.idle_since <= self._check_after_idle_s
+
+    def should_renew(self, dead: AnyConnection) -> bool:
+        """Whether a dead connection is news, so that those that idled with it are suspect."""
+        with self._lock:
+            is_news = dead.idle_since is not None and dead.idle_since >= self._renewed_at
+            if is_news:
+                self._renewed_at = self._wall_clock()
+            return is_news
+
+
+class Patience:
+    """One caller's wait for a connection, trouble and rests included."""
+
+    def __init__(self, timeout_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._deadline = clock() + timeout_s
+
+    def left_s(self) -> float:
+        """How long the caller may still wait; 0 or less when its time is up."""
+        return self._deadline - self._clock()
+
+    def rest_s(self, health: Health) -> float:
+        """How long to rest now, within the caller's time."""
+        return max(min(health.rest_s(), self.left_s()), 0.0)
+
+    def timed_out(self, trouble: Exception | None, *, size: int, max_size: int) -> PoolTimeoutError:
+        """The error for a wait that is over: the last trouble, or too few connections."""
+        why = (
+            f"the last attempt to make one: {trouble}"
+            if trouble
+            else f"{size} of at most {max_size} exist and are in use or still being made; raise"
+            " max_size, or hold connections for shorter"
+        )
+        error = PoolTimeoutError(f"no connection within {self._timeout_s:.2f} s; {why}")
+        error.__cause__ = trouble
+        return error

@@ -1,0 +1,278 @@
+"""Blocking and asyncio pools that sign for each connection and say at once why one was refused.
+
+psycopg_pool connects in background workers and keeps the reason to itself: a caller sees a timeout,
+and the workers back off for up to 16 s even when the server is well again. These pools try when
+somebody asks, once more after a refusal, and hand every waiting caller the reason; the caller asks
+again while the trouble may pass and its time lasts. So nothing backs off when a refusal is mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import weakref
+from typing import Any
+
+import psycopg
+import psycopg_pool
+from typing_extensions import override
+
+from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
+from langgraph_aurora_store.connect.connector import Connector
+from langgraph_aurora_store.connect.patience import Health, Patience
+from langgraph_aurora_store.connect.refusal import again
+from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store.errors import AuthenticationError
+
+__all__ = [
+    "AsyncAuroraConnection",
+    "AsyncAuroraPool",
+    "AuroraConnection",
+    "AuroraPool",
+    "PoolSettings",
+    "make_async_pool",
+    "make_pool",
+]
+
+
+class _PoolName(str):
+    """A pool's name, by which its lines in the log of psycopg_pool are told from others'."""
+
+    __slots__ = ()
+
+
+class _Refused(Exception):  # noqa: N818 - a message to a waiting caller, which never leaves here
+    """Carries what refused a connection to a caller that waits for it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = again(error)
+
+
+class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
+    """A pool of verified, authenticated connections to one Aurora endpoint; not opened when made.
+
+    `getconn` and `connection` raise what refused the connection (`ConnectError`, `ClusterError`,
+    `CredentialsError`), or `PoolTimeoutError` with the last trouble in it. Thread-safe; whoever
+    opens it closes it.
+    """
+
+    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
+        self._connector = connector
+        self._health = Health(connector.name, check_after_idle_s=settings.check_after_idle_s)
+        me = weakref.ref(self)  # a pool that referred to itself would outlive its last user
+        super().__init__(
+            kwargs=lambda: {**settings.parameters(), **connector.parameters()},
+            connection_class=AuroraConnection,
+            check=lambda connection: pool.ping(connection) if (pool := me()) else None,
+            open=False,
+            **_arguments(connector, settings),
+        )
+
+    @override
+    def getconn(self, timeout: float | None = None) -> AuroraConnection:
+        patience = Patience(self.timeout if timeout is None else timeout)
+        while True:
+            if rest_s := patience.rest_s(self._health):
+                time.sleep(rest_s)
+            try:
+                return super().getconn(patience.left_s())
+            except _Refused as refused:
+                refusal = refused.error
+            except psycopg_pool.PoolTimeout:
+                raise patience.timed_out(self._health.trouble, **_sizes(self)) from None
+            if not self._health.may_pass(refusal):
+                raise refusal
+
+    @override
+    def putconn(self, conn: AuroraConnection) -> None:
+        self._health.returned(conn)
+        super().putconn(conn)
+
+    @override
+    def wait(self, timeout: float = 30.0) -> None:
+        """Wait for the first connection, not for ``min_size``; raises what `getconn` raises."""
+        self.putconn(self.getconn(timeout))
+
+    def ping(self, conn: AuroraConnection) -> None:
+        """Try a connection that has idled; when it is dead, renew those that idled with it.
+
+        Raises:
+            psycopg.Error: it is dead.
+        """
+        if not self._health.has_idled(conn):
+            return
+        try:
+            self.check_connection(conn)
+        except psycopg.Error:
+            # Found one by one, its dead neighbours would cost the caller seconds of pauses.
+            if self._health.should_renew(conn):
+                self.drain()
+            raise
+
+    @override
+    def reconnect_failed(self) -> None:
+        """Called by the pool when its second attempt has failed as well."""
+        self._tell_waiting()
+        super().reconnect_failed()
+
+    # psycopg_pool 3.3 has no hook that is given the error of an attempt: it is logged, and dropped.
+    @override
+    def _connect(self, timeout: float | None = None) -> AuroraConnection:
+        try:
+            connection = super()._connect(timeout)
+        except Exception as error:
+            self._connector.refused(error)
+            self._health.failed(error)
+            # A login is tried once more first, which is what `reconnect_timeout=0` does.
+            if not isinstance(error, AuthenticationError):
+                self._tell_waiting()
+            raise
+        self._health.succeeded(connection)
+        return connection
+
+    # As `ConnectionPool.close` of psycopg_pool 3.3 does: nothing public fails a waiting caller.
+    def _tell_waiting(self) -> None:
+        trouble = self._health.trouble
+        if trouble is None or self._health.is_alive():
+            return
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for position in waiting:
+            position.fail(_Refused(trouble))
+
+
+class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
+    """The asyncio twin of `AuroraPool`: bound to the event loop it is opened in.
+
+    Looking up, refreshing and signing run in a thread, off the loop.
+    """
+
+    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
+        self._connector = connector
+        self._health = Health(connector.name, check_after_idle_s=settings.check_after_idle_s)
+        me = weakref.ref(self)
+
+        async def parameters() -> dict[str, Any]:
+            return {**settings.parameters(), **await asyncio.to_thread(connector.parameters)}
+
+        async def check(connection: AsyncAuroraConnection) -> None:
+            if pool := me():
+                await pool.ping(connection)
+
+        super().__init__(
+            kwargs=parameters,
+            connection_class=AsyncAuroraConnection,
+            check=check,
+            open=False,
+            **_arguments(connector, settings),
+        )
+
+    @override
+    async def getconn(self, timeout: float | None = None) -> AsyncAuroraConnection:
+        patience = Patience(self.timeout if timeout is None else timeout)
+        while True:
+            if rest_s := patience.rest_s(self._health):
+                await asyncio.sleep(rest_s)
+            try:
+                return await super().getconn(patience.left_s())
+            except _Refused as refused:
+                refusal = refused.error
+            except psycopg_pool.PoolTimeout:
+                raise patience.timed_out(self._health.trouble, **_sizes(self)) from None
+            if not self._health.may_pass(refusal):
+                raise refusal
+
+    @override
+    async def putconn(self, conn: AsyncAuroraConnection) -> None:
+        self._health.returned(conn)
+        await super().putconn(conn)
+
+    @override
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Wait for the first connection, not for ``min_size``; raises what `getconn` raises."""
+        await self.putconn(await self.getconn(timeout))
+
+    async def ping(self, conn: AsyncAuroraConnection) -> None:
+        """Try a connection that has idled; when it is dead, renew those that idled with it.
+
+        Raises:
+            psycopg.Error: it is dead.
+        """
+        if not self._health.has_idled(conn):
+            return
+        try:
+            await self.check_connection(conn)
+        except psycopg.Error:
+            if self._health.should_renew(conn):
+                await self.drain()
+            raise
+
+    @override
+    async def reconnect_failed(self) -> None:
+        """Called by the pool when its second attempt has failed as well."""
+        await self._tell_waiting()
+        await super().reconnect_failed()
+
+    # As in the blocking twin.
+    @override
+    async def _connect(self, timeout: float | None = None) -> AsyncAuroraConnection:
+        try:
+            connection = await super()._connect(timeout)
+        except Exception as error:
+            self._connector.refused(error)
+            self._health.failed(error)
+            if not isinstance(error, AuthenticationError):
+                await self._tell_waiting()
+            raise
+        self._health.succeeded(connection)
+        return connection
+
+    # As in the blocking twin.
+    async def _tell_waiting(self) -> None:
+        trouble = self._health.trouble
+        if trouble is None or self._health.is_alive():
+            return
+        async with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for position in waiting:
+            await position.fail(_Refused(trouble))
+
+
+def make_pool(connector: Connector, settings: PoolSettings) -> AuroraPool:
+    """A blocking pool, to be opened and closed by the caller; nothing is contacted yet."""
+    return AuroraPool(connector, settings)
+
+
+def make_async_pool(connector: Connector, settings: PoolSettings) -> AsyncAuroraPool:
+    """An asyncio pool, to be opened and closed in one event loop; nothing is contacted yet."""
+    return AsyncAuroraPool(connector, settings)
+
+
+def _arguments(connector: Connector, settings: PoolSettings) -> dict[str, Any]:
+    logging.getLogger("psycopg.pool").addFilter(_is_news)  # adding it again does nothing
+    return {
+        "name": _PoolName(connector.name),
+        "min_size": settings.min_size,
+        "max_size": settings.max_size,
+        "timeout": settings.timeout_s,
+        "max_waiting": settings.max_waiting,
+        "max_idle": settings.max_idle_s,
+        "max_lifetime": settings.max_lifetime_s,
+        # One more attempt straight after a failed one, then `reconnect_failed`; no backing off.
+        "reconnect_timeout": 0.0,
+        "num_workers": min(3, settings.max_size),
+    }
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # `Health` warns of each trouble once; psycopg_pool would repeat it with every attempt.
+    is_ours = isinstance(record.args, tuple) and any(isinstance(a, _PoolName) for a in record.args)
+    return not (is_ours and record.msg.startswith(("error connecting", "reconnection attempt")))
+
+
+def _sizes(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
+    return {"size": pool.get_stats()["pool_size"], "max_size": pool.max_size}

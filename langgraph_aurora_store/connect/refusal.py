@@ -1,0 +1,186 @@
+"""Why a connection was refused: the driver's error as one of ours, and whether it may pass. Pure.
+
+libpq reports failed attempts as text only, without an SQLSTATE, so this reads the server's words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import psycopg
+
+from langgraph_aurora_store.connect.credentials import Method
+from langgraph_aurora_store.connect.names import Kind
+from langgraph_aurora_store.errors import (
+    AuroraStoreError,
+    AuthenticationError,
+    CertificateError,
+    ConnectError,
+    ConnectTimeoutError,
+    DatabaseNotFoundError,
+    HostNotFoundError,
+)
+
+TRUST_STORE_URL = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
+
+# Read in this order: of several addresses of one host, the one that answered says most.
+_CLASSES: tuple[tuple[type[ConnectError], re.Pattern[str]], ...] = (
+    (
+        AuthenticationError,
+        re.compile(
+            r"authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects"
+            r"|role .* does not exist|is not permitted to log in|no password supplied"
+            r"|permission denied for database"
+        ),
+    ),
+    (DatabaseNotFoundError, re.compile(r"database .* does not exist")),
+    (
+        CertificateError,
+        re.compile(
+            r"certificate verify failed|does not match host name|could not get server's host name"
+            r"|root certificate file|self.signed certificate|certificate has expired"
+        ),
+    ),
+    (HostNotFoundError, re.compile(r"failed to resolve host|could not translate host name")),
+    (ConnectTimeoutError, re.compile(r"timeout expired|timed out")),
+)
+# What a cluster says or does while it starts, stops, fails over or is full.
+_TRANSIENT = re.compile(
+    r"the database system is|connection refused|server closed the connection unexpectedly"
+    r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
+    r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
+    r"|the connection is lost|temporar",
+    re.IGNORECASE,
+)
+# 08 connection exceptions, 53300 too many connections, 57P01-03 shutdown, crash and starting up:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TRANSIENT_SQLSTATES = re.compile(r"08\w{3}|53300|57P0[123]")
+_PREFIX = re.compile(r"^(?:connection failed: )?(?:connection to server at .*? failed: )?")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and as whom a connection was tried, for messages; no secret is in it."""
+
+    user: str
+    host: str
+    port: int
+    database: str
+    region: str | None
+    kind: Kind
+    method: Method
+    hostaddr: str | None = None
+    connect_resource: str | None = None
+    sslmode: str = "verify-full"
+    sslrootcert: str | None = None
+
+    def __str__(self) -> str:
+        via = f" (dialled at {self.hostaddr})" if self.hostaddr else ""
+        region = f", region {self.region}" if self.region else ""
+        where = f"{self.host}:{self.port}{via}"
+        return f"user {self.user!r} at {where}, database {self.database!r}{region}"
+
+
+def explain(error: psycopg.Error, target: Target) -> ConnectError:
+    """Name the cause of a failed attempt, with the server's own words and what to do."""
+    text = str(error)
+    found = ConnectError
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        found = ConnectTimeoutError
+    for candidate, pattern in _CLASSES:
+        if pattern.search(text):
+            found = candidate
+            break
+    # libpq indents what it guesses in addition.
+    lines = (_PREFIX.sub("", line) for line in text.splitlines() if not line.startswith("\t"))
+    said = "; ".join(dict.fromkeys(line.strip() for line in lines))
+    refusal = found(f"could not connect as {target}: {said}{_advice(found, target, text)}")
+    # A copy: the original holds on to libpq's connection, and with it to the password.
+    refusal.__cause__ = type(error)(text)
+    return refusal
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same attempt may succeed shortly, with nothing changed by the user."""
+    cause = error.__cause__ if isinstance(error, ConnectError) else error
+    if not isinstance(cause, psycopg.OperationalError):
+        return False
+    if cause.sqlstate and _TRANSIENT_SQLSTATES.fullmatch(cause.sqlstate):
+        return True
+    text = str(cause)
+    if any(pattern.search(text) for _, pattern in _CLASSES[:3]):
+        return False
+    return bool(_TRANSIENT.search(text))
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether nothing answered: a wrong name or a closed way in at first, trouble later on."""
+    if isinstance(error, HostNotFoundError | ConnectTimeoutError):
+        return True
+    return isinstance(error, ConnectError) and "unreachable" in str(error)
+
+
+def again(error: Exception) -> Exception:
+    """The same error to raise in another thread, so that tracebacks do not mix."""
+    if not isinstance(error, AuroraStoreError):
+        return error
+    twin = type(error)(*error.args)
+    twin.__cause__ = error.__cause__
+    return twin
+
+
+def _advice(found: type[ConnectError], target: Target, text: str) -> str:
+    if found is AuthenticationError:
+        return _authentication_advice(target, text)
+    if found is DatabaseNotFoundError:
+        return "; create it, or pass another as database="
+    if found is CertificateError:
+        return _certificate_advice(target, text)
+    if found is HostNotFoundError:
+        return (
+            "; check the name, and that this machine's DNS can resolve it (a private endpoint"
+            " resolves to an address of its VPC)"
+        )
+    if found is ConnectTimeoutError:
+        return (
+            "; nothing answered: check that a security group admits this machine to the port, and"
+            " that there is a route into the VPC; a paused cluster takes 15 s and more to resume,"
+            " which connect_timeout_s of the pool's settings must outlast"
+        )
+    if "server does not support SSL" in text:
+        return "; what listens there speaks no TLS: check host and port"
+    return ""
+
+
+def _authentication_advice(target: Target, text: str) -> str:
+    if "no encryption" in text:
+        return "; the server demands TLS: leave sslmode at its default, 'verify-full'"
+    if "permission denied for database" in text:
+        return f'; GRANT CONNECT ON DATABASE "{target.database}" TO "{target.user}"'
+    if target.method == "password":
+        return (
+            "; check user and password, and that the role is not granted rds_iam, which takes"
+            " precedence over a password"
+        )
+    resource = target.connect_resource or (
+        f"arn:aws:rds-db:{target.region}:ACCOUNT:dbuser:CLUSTER_RESOURCE_ID"
+    )
+    return (
+        f'; check that the role exists and is granted it: GRANT rds_iam TO "{target.user}"; that'
+        f" the AWS identity may rds-db:connect on {resource}/{target.user}; that this machine's"
+        " clock is right, as a token holds for 900 s; and that the endpoint is the cluster's own,"
+        " as a token cannot be signed for a CNAME"
+    )
+
+
+def _certificate_advice(target: Target, text: str) -> str:
+    if "does not match host name" in text:
+        return (
+            "; connect by the endpoint's own name; for an alias pass the alias as cluster and the"
+            " endpoint it stands for as endpoint="
+        )
+    return (
+        f"; its authority is not in the trust store {target.sslrootcert!r}: pass one that holds it"
+        f" as sslrootcert= or PGSSLROOTCERT; Amazon's own, for every region: {TRUST_STORE_URL}"
+    )

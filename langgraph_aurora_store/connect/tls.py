@@ -1,0 +1,84 @@
+"""How the server is verified: sslmode and trust store."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from langgraph_aurora_store import config
+from langgraph_aurora_store.errors import ConfigurationError
+
+SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+
+# The RDS authorities of all regions and the public Amazon roots, so that cluster and RDS Proxy
+# endpoints are verified alike: truststore.pki.rds.amazonaws.com and amazontrust.com/repository.
+BUNDLED = Path(__file__).with_name("data") / "rds-trust.pem"
+
+_LOST: dict[SslMode, str] = {
+    "disable": "nothing is encrypted: the password or token is sent in plain text",
+    "allow": "encryption is not required: the password or token may be sent in plain text",
+    "prefer": "encryption is not required: the password or token may be sent in plain text",
+    "require": "the server is not verified: anyone in between can read the password or token",
+    "verify-ca": "the host name is not verified: any server of these authorities is believed",
+}
+
+
+class InsecureTlsWarning(UserWarning):
+    """A weaker sslmode than ``verify-full`` was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A checked sslmode and the trust store it needs; ``None`` where the mode verifies nothing."""
+
+    sslmode: SslMode = "verify-full"
+    sslrootcert: str | None = str(BUNDLED)
+
+    def parameters(self) -> dict[str, str]:
+        """The libpq parameters."""
+        store = {"sslrootcert": self.sslrootcert} if self.sslrootcert else {}
+        return {"sslmode": self.sslmode, **store}
+
+
+def verify(
+    sslmode: str = "verify-full",
+    sslrootcert: str | Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Tls:
+    """Choose sslmode and trust store, warning of a mode weaker than ``verify-full``.
+
+    The store is ``sslrootcert``, else ``PGSSLROOTCERT``, else the bundled one.
+
+    Raises:
+        ConfigurationError: no such mode, or no such file.
+    """
+    mode = _checked_mode(sslmode)
+    given = sslrootcert or config.connect_defaults(environ).sslrootcert
+    if mode.startswith("verify-"):
+        store = str(given or BUNDLED)
+        if store != "system" and not Path(store).is_file():
+            source = "sslrootcert=" if sslrootcert else "PGSSLROOTCERT"
+            raise ConfigurationError(
+                f"{source} names {store!r}, which is not a file; leave it out to use the bundled"
+                " Amazon RDS authorities"
+            )
+        tls = Tls(mode, store)
+    else:
+        # With a trust store libpq would verify more than was asked for.
+        tls = Tls(mode, str(sslrootcert) if sslrootcert else None)
+    if mode in _LOST:
+        warnings.warn(f"sslmode={mode!r}: {_LOST[mode]}", InsecureTlsWarning, stacklevel=4)
+    return tls
+
+
+def _checked_mode(sslmode: str) -> SslMode:
+    for mode in get_args(SslMode):
+        if mode == sslmode:
+            return mode  # type: ignore[no-any-return]  # get_args is not typed
+    raise ConfigurationError(
+        f"sslmode={sslmode!r} is unknown; one of {', '.join(get_args(SslMode))}"
+    )
