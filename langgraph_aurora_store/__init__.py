@@ -1,3 +1,7 @@
 """Long-term memory for LangGraph and LangMem agents on Amazon Aurora PostgreSQL."""
 
-__version__ = "0.1.0"
+from langgraph_aurora_store.aio import AsyncAuroraStore
+from langgraph_aurora_store.store import AuroraStore
+from langgraph_aurora_store.version import __version__
+
+__all__ = ["AsyncAuroraStore", "AuroraStore", "__version__"]

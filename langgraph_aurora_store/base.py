@@ -1,0 +1,113 @@
+"""What the two stores share outside of their I/O: how they are made, and what they can say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import orjson
+from langgraph.store.base import TTLConfig
+from langgraph.store.postgres.base import PostgresIndexConfig
+
+from langgraph_aurora_store.config import connect_defaults
+from langgraph_aurora_store.connect.connector import Connector, make_connector
+from langgraph_aurora_store.connect.settings import PoolSettings, Profile
+from langgraph_aurora_store.engine import Engine
+
+if TYPE_CHECKING:
+    from langgraph_aurora_store.connect.aws import Session
+    from langgraph_aurora_store.connect.credentials import Credentials
+
+Deserializer = Callable[[bytes | orjson.Fragment], dict[str, Any]]
+
+
+class BaseAuroraStore:
+    """Made from a cluster's name; blocking or asyncio is the subclass's to say."""
+
+    _engine: Engine
+    # Makes what a store holds until its first use, from the connector and the pool's settings.
+    _own_pool: ClassVar[Callable[[Connector, PoolSettings], Any]]
+
+    @classmethod
+    def from_cluster(
+        cls,
+        cluster: str | None = None,
+        *,
+        user: str | None = None,
+        database: str | None = None,
+        region: str | None = None,
+        port: int | None = None,
+        endpoint: str | None = None,
+        session: Session | None = None,
+        credentials: Credentials | None = None,
+        sslmode: str = "verify-full",
+        sslrootcert: str | Path | None = None,
+        pool: Profile | PoolSettings | None = None,
+        index: PostgresIndexConfig | None = None,
+        ttl: TTLConfig | None = None,
+        schema: str | None = None,
+        deserializer: Deserializer | None = None,
+    ) -> Self:
+        """Make a store that connects on first use; nothing is contacted here.
+
+        Safe at import time, in a Lambda module and before a fork. ``open()``, the first operation
+        or a ``with`` block connects; ``close()`` or leaving the block closes.
+
+        Args:
+            cluster: identifier, ARN, or the host name of a writer, reader, instance or RDS Proxy
+                endpoint. Default: ``AURORA_CLUSTER``.
+            user: a role that is granted ``rds_iam``. Default: ``AURORA_USER``.
+            database: default: ``AURORA_DATABASE``, else the cluster's own.
+            region: where the cluster's name does not tell. Default: the session's, then
+                ``AWS_REGION``.
+            port: default: the cluster's own where it is looked up, else 5432.
+            endpoint: what ``cluster`` stands for, where that is an alias such as a CNAME: tokens
+                and certificates are for the endpoint's own name.
+            session: the boto3 session whose credentials sign, and call Bedrock. Default: boto3's
+                own chain.
+            credentials: in place of IAM tokens: `PasswordCredentials` or
+                `SecretsManagerCredentials`.
+            sslmode: libpq's; weaker ones than ``verify-full`` work, with a warning.
+            sslrootcert: in place of the bundled Amazon roots. Default: ``PGSSLROOTCERT``.
+            pool: ``"service"``, ``"lambda"`` or `PoolSettings`. Default: ``"lambda"`` when
+                running there.
+            index: LangGraph's index configuration; ``embed`` may be ``"bedrock:<model id>"`` or
+                ``"openai:<model>"``, whose ``dims`` are known.
+            ttl: LangGraph's TTL configuration, in minutes.
+            schema: where the tables are. Default: the search path's first schema.
+            deserializer: as the parent's.
+
+        Raises:
+            ConfigurationError: something is missing or wrong, naming parameter and variable.
+        """
+        connector = make_connector(
+            cluster,
+            user=user,
+            database=database,
+            region=region,
+            port=port,
+            endpoint=endpoint,
+            session=session,
+            credentials=credentials,
+            sslmode=sslmode,
+            sslrootcert=sslrootcert,
+        )
+        settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
+        engine = Engine(index=index, ttl=ttl, schema=schema, session=session, region=region)
+        store = cls.__new__(cls)
+        store._begin(cls._own_pool(connector, settings), engine, deserializer=deserializer)
+        return store
+
+    def _begin(self, conn: Any, engine: Engine, **rest: Any) -> None:
+        raise NotImplementedError
+
+    def ddl(self) -> str:
+        """The SQL that `setup` would run, for an administrator; safe to run again.
+
+        Afterwards ``setup()`` finds nothing to do and needs no rights of its own.
+
+        Raises:
+            ConfigurationError: the vectors' dimensions are unknown; pass ``dims`` in ``index``.
+        """
+        return self._engine.ddl()

@@ -1,0 +1,157 @@
+"""What the blocking and the asyncio store share: settings made data, and flows made of steps.
+
+Nothing here does I/O; `store` and `aio` drive the flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchOp, tokenize_path
+
+from langgraph_aurora_store.config import IndexSettings, TtlSettings
+from langgraph_aurora_store.embeddings import resolve
+from langgraph_aurora_store.sql.drift import check
+from langgraph_aurora_store.sql.expiry import sweep
+from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.plan import converse
+from langgraph_aurora_store.sql.namespaces import count_under, delete_under
+from langgraph_aurora_store.sql.schema import setup
+from langgraph_aurora_store.sql.steps import Conversation, Embed, Label
+
+if TYPE_CHECKING:
+    from langchain_core.embeddings import Embeddings
+    from langgraph.store.base import TTLConfig
+    from langgraph.store.postgres.base import PostgresIndexConfig
+
+# Embedded once, where neither the model's name nor the configuration tells the vectors' length.
+_PROBE = "How many dimensions?"
+
+
+# The parent's.
+_SWEEP_INTERVAL_MINUTES = 5
+
+
+class Engine:
+    """A store's settings, and its operations as conversations. Safe for any number of threads."""
+
+    def __init__(
+        self,
+        *,
+        index: PostgresIndexConfig | None,
+        ttl: TTLConfig | None,
+        schema: str | None,
+        session: Any = None,
+        region: str | None = None,
+    ) -> None:
+        self.ttl = TtlSettings.from_config(ttl)
+        self.embeddings: Embeddings | None = None
+        self.ttl_config = ttl
+        # A copy: it is completed with what the parent's class derives, for code that reads it.
+        self.index_config = None if index is None else index.copy()
+        self._schema = schema
+        self._layout: Layout | None = None
+        self._ready: Layout | None = None
+        dims = None
+        if index is not None:
+            resolved = resolve(
+                index.get("embed"), dims=index.get("dims"), session=session, region=region
+            )
+            self.embeddings, dims = resolved.embeddings, resolved.dims
+        if index is None or dims is not None or index.get("dims") is not None:
+            self._configure(dims)
+
+    def batch(self, ops: Iterable[Op]) -> Conversation[list[Result]]:
+        """The results of a batch of operations, in order; all of its writes or none."""
+        known = [self._with_defaults(op) for op in ops]
+        layout = yield from self.ready()
+        return (yield from converse(known, layout))
+
+    def setup(self) -> Conversation[None]:
+        """Bring the database to what this store needs."""
+        self._ready = None
+        layout = yield from self.layout()
+        yield from setup(layout)
+
+    def count(
+        self, namespace_prefix: tuple[str, ...], filter_: Mapping[str, object] | None
+    ) -> Conversation[int]:
+        """How many items lie in a namespace and below it."""
+        layout = yield from self.ready()
+        return (yield from count_under(namespace_prefix, layout, filter_))
+
+    def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> Conversation[int]:
+        """Delete a namespace and what is below it; how many items there were."""
+        layout = yield from self.ready()
+        return (yield from delete_under(namespace_prefix, layout))
+
+    def sweep(self) -> Conversation[int]:
+        """Delete expired items; how many there were."""
+        layout = yield from self.ready()
+        return (yield from sweep(layout))
+
+    def sweep_interval_s(self, minutes: float | None) -> float | None:
+        """Seconds between sweeps, five minutes by default; ``None`` without a TTL configuration."""
+        if self.ttl_config is None:
+            return None
+        return 60 * (minutes or self.ttl.sweep_interval_minutes or _SWEEP_INTERVAL_MINUTES)
+
+    def ready(self) -> Conversation[Layout]:
+        """The layout, once the database has been seen to hold what it says."""
+        if self._ready is None:
+            layout = yield from self.layout()
+            yield from check(layout)
+            self._ready = layout
+        return self._ready
+
+    def layout(self) -> Conversation[Layout]:
+        """The layout; asks the embedding model for its dimensions where nothing tells them."""
+        if self._layout is None:
+            vectors = yield Embed((), (_PROBE,))
+            self._configure(len(vectors.queries[0]))
+        return cast(Layout, self._layout)
+
+    def _configure(self, dims: int | None) -> None:
+        settings = None
+        if self.index_config is not None:
+            settings = IndexSettings.from_config(self.index_config, dims)
+            self.index_config.update(_derived(settings))
+        self._layout = Layout(
+            schema=self._schema,
+            index=settings,
+            ttl=self.ttl,
+            embedding_id=_embedding_id(self.index_config, self.embeddings),
+        )
+
+    def _with_defaults(self, op: Op) -> Op:
+        """Apply the TTL configuration where an operation says that it leaves it open."""
+        if isinstance(op, PutOp) and op.ttl is NOT_PROVIDED:
+            return op._replace(ttl=self.ttl.default_ttl)
+        if isinstance(op, (GetOp, SearchOp)) and op.refresh_ttl is None:
+            return op._replace(refresh_ttl=self.ttl.refresh_on_read)
+        return op
+
+
+def labels_of(labels: Sequence[Label]) -> list[str]:
+    """Labels as the embedding classes write them in a warning."""
+    return [f"namespace {ns!r}, key {key!r}, field {field!r}" for ns, key, field in labels]
+
+
+def _derived(settings: IndexSettings) -> PostgresIndexConfig:
+    paths = settings.fields
+    return cast(
+        "PostgresIndexConfig",
+        {
+            "dims": settings.dims,
+            "__tokenized_fields": [(p, p if p == "$" else tokenize_path(p)) for p in paths],
+            "__estimated_num_vectors": len(paths),
+        },
+    )
+
+
+def _embedding_id(index: PostgresIndexConfig | None, embeddings: object) -> str | None:
+    """A name for the embedding model, where it has one."""
+    embed = index.get("embed") if index is not None else None
+    name = embed if isinstance(embed, str) else getattr(embeddings, "model", None)
+    return name if isinstance(name, str) else None

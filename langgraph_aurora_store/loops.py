@@ -1,0 +1,64 @@
+"""Calling an asyncio store from blocking code: on its event loop, from another thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from langgraph_aurora_store.errors import WrongLoopError
+
+T = TypeVar("T")
+
+# A loop that has not run a callback for this long is blocked, maybe by the one who waits for us.
+BLOCKED_AFTER_S = 5.0
+
+
+def call_from_thread(
+    make: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None
+) -> T:
+    """Run a coroutine on ``loop`` and wait for it, from a thread that runs no loop itself.
+
+    Raises:
+        WrongLoopError: this thread runs a loop, or ``loop`` does not run, or is blocked.
+    """
+    if _runs_a_loop():
+        raise WrongLoopError(
+            "a blocking method of AsyncAuroraStore was called on a thread that runs an event loop;"
+            " await its async twin there (aget, aput, asearch, abatch), or use AuroraStore"
+        )
+    if loop is None or not loop.is_running():
+        raise WrongLoopError(
+            "a blocking method of AsyncAuroraStore needs the event loop that the store was used on"
+            " to be running in another thread, and none is; use AuroraStore in blocking code"
+        )
+    future = asyncio.run_coroutine_threadsafe(make(), loop)
+    while True:
+        try:
+            return future.result(BLOCKED_AFTER_S)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise  # the operation's own
+            if not _beats(loop):
+                future.cancel()
+                raise WrongLoopError(
+                    f"the event loop of this AsyncAuroraStore has been blocked for"
+                    f" {2 * BLOCKED_AFTER_S:g} s, perhaps by the very code that waits for this"
+                    " call; use AuroraStore in blocking code, or await the async methods"
+                ) from None
+
+
+def _runs_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _beats(loop: asyncio.AbstractEventLoop) -> bool:
+    beat = threading.Event()
+    loop.call_soon_threadsafe(beat.set)
+    return beat.wait(BLOCKED_AFTER_S)

@@ -1,0 +1,94 @@
+"""Operations that callers of one event-loop tick issue, gathered so that they travel together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+import psycopg
+from langgraph.store.base import GetOp, ListNamespacesOp, Op, Result, SearchOp
+
+logger = logging.getLogger(__name__)
+
+RunBatch: TypeAlias = Callable[[Sequence[Op]], Awaitable[list[Result]]]
+_Waiting: TypeAlias = tuple[Op, "asyncio.Future[Result]"]
+
+
+class Tick:
+    """Gathers single operations and runs them together, each with a fate of its own.
+
+    Operations that need no embedding never wait for those that do. When a group fails for a
+    reason that may lie in one of its members, each member is run alone. Cancelling a caller
+    abandons its result and disturbs nobody. Bound to the running loop; not thread-safe.
+    """
+
+    def __init__(self, run: RunBatch) -> None:
+        self._run = run
+        self._waiting: list[_Waiting] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, op: Op) -> Result:
+        """Run one operation together with the others of this tick."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        self._waiting.append((op, future))
+        return await future
+
+    async def drain(self) -> None:
+        """Wait until everything submitted so far has ended."""
+        while self._waiting or self._tasks:
+            await asyncio.sleep(0)
+            if self._tasks:
+                await asyncio.wait(set(self._tasks))
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        reads = [one for one in waiting if is_plain_read(one[0])]
+        others = [one for one in waiting if not is_plain_read(one[0])]
+        for group in (reads, others):
+            if group:
+                self._start(group)
+
+    def _start(self, group: list[_Waiting]) -> None:
+        task = asyncio.get_running_loop().create_task(self._settle(group))
+        # The loop keeps weak references only: a task nobody holds may vanish half-way.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, group: list[_Waiting]) -> None:
+        group = [one for one in group if not one[1].done()]
+        if not group:
+            return
+        try:
+            results = await self._run([op for op, _ in group])
+        except asyncio.CancelledError:
+            for _, future in group:
+                future.cancel()
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the callers must learn of it
+            self._failed(group, exc)
+        else:
+            for (_, future), result in zip(group, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    def _failed(self, group: list[_Waiting], exc: Exception) -> None:
+        if len(group) > 1 and not isinstance(exc, psycopg.OperationalError):
+            logger.debug("a group of %d operations failed; running each alone", len(group))
+            for one in group:
+                self._start([one])
+            return
+        for _, future in group:
+            if not future.done():
+                future.set_exception(exc)
+
+
+def is_plain_read(op: Op) -> bool:
+    """Whether an operation only reads, and needs nothing embedded for it."""
+    if isinstance(op, SearchOp):
+        return not op.query
+    return isinstance(op, (GetOp, ListNamespacesOp))
