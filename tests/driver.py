@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import psycopg
 
-from langgraph_aurora_store.sql.steps import Conversation, Embed, Rows, Run, Step, Vectors
+from langgraph_aurora_store.sql.steps import (
+    Conversation,
+    Embed,
+    Execute,
+    Pause,
+    Rows,
+    Run,
+    Step,
+    Vectors,
+)
 
 T = TypeVar("T")
 Embedder = Callable[[Sequence[str]], list[list[float]]]
@@ -40,7 +50,15 @@ def _perform(step: Step, connection: psycopg.Connection, embed: Embedder | None)
         assert embed is not None
         documents = embed(step.documents) if step.documents else []
         return Vectors(documents, [embed([query])[0] for query in step.queries])
+    if isinstance(step, Pause):
+        return time.sleep(step.seconds)
+    if isinstance(step, Execute):
+        return _rows(connection.execute(step.statement.sql, step.statement.params))
     assert isinstance(step, Run)
     with connection.pipeline(), connection.transaction():
         cursors = [connection.execute(s.sql, s.params) for s in step.statements]
-    return [Rows(c.fetchall() if c.description else [], c.rowcount) for c in cursors]
+    return [_rows(cursor) for cursor in cursors]
+
+
+def _rows(cursor: psycopg.Cursor) -> Rows:
+    return Rows(cursor.fetchall() if cursor.description else [], cursor.rowcount)
