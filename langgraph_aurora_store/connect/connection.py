@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 import psycopg
 from psycopg.rows import TupleRow
 from typing_extensions import override
 
-from langgraph_aurora_store.connect.refusal import Target, explain
+from langgraph_aurora_store.connect.refusal import Target, explain, is_timeout
 
 
 class AuroraConnection(psycopg.Connection[TupleRow]):
@@ -35,7 +38,8 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
         except psycopg.OperationalError as error:
             if target is None:
                 raise
-            refusal = explain(error, target)
+            port_is_open = is_timeout(error) and _is_open(target)
+            refusal = explain(error, target, port_is_open=port_is_open)
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
 
@@ -60,9 +64,31 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
         except psycopg.OperationalError as error:
             if target is None:
                 raise
-            refusal = explain(error, target)
+            port_is_open = is_timeout(error) and await _is_open_async(target)
+            refusal = explain(error, target, port_is_open=port_is_open)
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
 
 
 AnyConnection: TypeAlias = AuroraConnection | AsyncAuroraConnection
+
+# A dial that nobody answers within this finds nobody within a region either.
+_DIAL_TIMEOUT_S = 0.8
+
+
+def _is_open(target: Target) -> bool:
+    # Tells a cluster that resumes or is overrun from a security group that lets nobody in.
+    with suppress(OSError):
+        address = (target.hostaddr or target.host, target.port)
+        socket.create_connection(address, timeout=_DIAL_TIMEOUT_S).close()
+        return True
+    return False
+
+
+async def _is_open_async(target: Target) -> bool:
+    with suppress(OSError, TimeoutError):
+        dial = asyncio.open_connection(target.hostaddr or target.host, target.port)
+        _, writer = await asyncio.wait_for(dial, _DIAL_TIMEOUT_S)
+        writer.transport.abort()
+        return True
+    return False

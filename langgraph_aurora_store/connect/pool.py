@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import psycopg_pool
+from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
 
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
@@ -36,10 +37,24 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+
 class _PoolName(str):
     """A pool's name, by which its lines in the log of psycopg_pool are told from others'."""
 
     __slots__ = ()
+
+
+class _OnlyAttempt(AttemptWithBackoff):
+    """An attempt after which psycopg_pool calls `reconnect_failed` and schedules no other."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=0.0)
+
+    @override
+    def time_to_give_up(self, now: float) -> bool:
+        return True
 
 
 class _Refused(Exception):  # noqa: N818 - a message to a waiting caller, which never leaves here
@@ -113,7 +128,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
 
     @override
     def reconnect_failed(self) -> None:
-        """Called by the pool when its second attempt has failed as well."""
+        """Called by the pool when it has given a connection up; hands out the reason."""
         self._tell_waiting()
         super().reconnect_failed()
 
@@ -121,16 +136,27 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     @override
     def _connect(self, timeout: float | None = None) -> AuroraConnection:
         try:
-            connection = super()._connect(timeout)
+            connection = self._connect_or_again(timeout)
         except Exception as error:
             self._connector.refused(error)
             self._health.failed(error)
-            # A login is tried once more first, which is what `reconnect_timeout=0` does.
-            if not isinstance(error, AuthenticationError):
-                self._tell_waiting()
             raise
         self._health.succeeded(connection)
         return connection
+
+    def _connect_or_again(self, within_s: float | None) -> AuroraConnection:
+        try:
+            return super()._connect(within_s)
+        except AuthenticationError as error:
+            # A valid token is refused now and then, and a password may have been rotated.
+            self._connector.refused(error)
+            logger.info("pool %r tries again with fresh credentials: %s", self.name, error)
+        return super()._connect(within_s)
+
+    # psycopg_pool 3.3 backs off for at least one further attempt, whatever the settings.
+    @override
+    def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
+        super()._add_connection(_OnlyAttempt(), growing)
 
     # As `ConnectionPool.close` of psycopg_pool 3.3 does: nothing public fails a waiting caller.
     def _tell_waiting(self) -> None:
@@ -212,7 +238,7 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
 
     @override
     async def reconnect_failed(self) -> None:
-        """Called by the pool when its second attempt has failed as well."""
+        """Called by the pool when it has given a connection up; hands out the reason."""
         await self._tell_waiting()
         await super().reconnect_failed()
 
@@ -220,15 +246,28 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
     @override
     async def _connect(self, timeout: float | None = None) -> AsyncAuroraConnection:
         try:
-            connection = await super()._connect(timeout)
+            connection = await self._connect_or_again(timeout)
         except Exception as error:
             self._connector.refused(error)
             self._health.failed(error)
-            if not isinstance(error, AuthenticationError):
-                await self._tell_waiting()
             raise
         self._health.succeeded(connection)
         return connection
+
+    async def _connect_or_again(self, within_s: float | None) -> AsyncAuroraConnection:
+        try:
+            return await super()._connect(within_s)
+        except AuthenticationError as error:
+            self._connector.refused(error)
+            logger.info("pool %r tries again with fresh credentials: %s", self.name, error)
+        return await super()._connect(within_s)
+
+    # As in the blocking twin.
+    @override
+    async def _add_connection(
+        self, attempt: AttemptWithBackoff | None, growing: bool = False
+    ) -> None:
+        await super()._add_connection(_OnlyAttempt(), growing)
 
     # As in the blocking twin.
     async def _tell_waiting(self) -> None:
@@ -262,8 +301,6 @@ def _arguments(connector: Connector, settings: PoolSettings) -> dict[str, Any]:
         "max_waiting": settings.max_waiting,
         "max_idle": settings.max_idle_s,
         "max_lifetime": settings.max_lifetime_s,
-        # One more attempt straight after a failed one, then `reconnect_failed`; no backing off.
-        "reconnect_timeout": 0.0,
         "num_workers": min(3, settings.max_size),
     }
 

@@ -50,12 +50,13 @@ _TRANSIENT = re.compile(
     r"the database system is|connection refused|server closed the connection unexpectedly"
     r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
     r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
-    r"|the connection is lost|temporar",
+    r"|the connection is lost|the port is open",
     re.IGNORECASE,
 )
 # 08 connection exceptions, 53300 too many connections, 57P01-03 shutdown, crash and starting up:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_SQLSTATES = re.compile(r"08\w{3}|53300|57P0[123]")
+_OPEN = "; the port is open, but nothing answered in time"
 _PREFIX = re.compile(r"^(?:connection failed: )?(?:connection to server at .*? failed: )?")
 
 
@@ -82,16 +83,13 @@ class Target:
         return f"user {self.user!r} at {where}, database {self.database!r}{region}"
 
 
-def explain(error: psycopg.Error, target: Target) -> ConnectError:
-    """Name the cause of a failed attempt, with the server's own words and what to do."""
-    text = str(error)
-    found = ConnectError
-    if isinstance(error, psycopg.errors.ConnectionTimeout):
-        found = ConnectTimeoutError
-    for candidate, pattern in _CLASSES:
-        if pattern.search(text):
-            found = candidate
-            break
+def explain(error: psycopg.Error, target: Target, *, port_is_open: bool = False) -> ConnectError:
+    """Name the cause of a failed attempt, with the server's own words and what to do.
+
+    ``port_is_open``: after a timeout, whether the port could be dialled nevertheless.
+    """
+    text = f"{error}{_OPEN}" if port_is_open else str(error)
+    found = _classify(text)
     # libpq indents what it guesses in addition.
     lines = (_PREFIX.sub("", line) for line in text.splitlines() if not line.startswith("\t"))
     said = "; ".join(dict.fromkeys(line.strip() for line in lines))
@@ -99,6 +97,11 @@ def explain(error: psycopg.Error, target: Target) -> ConnectError:
     # A copy: the original holds on to libpq's connection, and with it to the password.
     refusal.__cause__ = type(error)(text)
     return refusal
+
+
+def is_timeout(error: psycopg.Error) -> bool:
+    """Whether nothing, or nothing in time, answered an attempt."""
+    return _classify(str(error)) is ConnectTimeoutError
 
 
 def is_transient(error: BaseException) -> bool:
@@ -109,9 +112,8 @@ def is_transient(error: BaseException) -> bool:
     if cause.sqlstate and _TRANSIENT_SQLSTATES.fullmatch(cause.sqlstate):
         return True
     text = str(cause)
-    if any(pattern.search(text) for _, pattern in _CLASSES[:3]):
-        return False
-    return bool(_TRANSIENT.search(text))
+    is_final = issubclass(_classify(text), AuthenticationError | DatabaseNotFoundError)
+    return not is_final and bool(_TRANSIENT.search(text))
 
 
 def is_silence(error: BaseException) -> bool:
@@ -130,6 +132,11 @@ def again(error: Exception) -> Exception:
     return twin
 
 
+def _classify(text: str) -> type[ConnectError]:
+    found = (kind for kind, pattern in _CLASSES if pattern.search(text))
+    return next(found, ConnectError)
+
+
 def _advice(found: type[ConnectError], target: Target, text: str) -> str:
     if found is AuthenticationError:
         return _authentication_advice(target, text)
@@ -142,11 +149,12 @@ def _advice(found: type[ConnectError], target: Target, text: str) -> str:
             "; check the name, and that this machine's DNS can resolve it (a private endpoint"
             " resolves to an address of its VPC)"
         )
+    if found is ConnectTimeoutError and _OPEN in text:
+        return ": the cluster is overrun, or resumes from a pause, which takes 15 s and more"
     if found is ConnectTimeoutError:
         return (
             "; nothing answered: check that a security group admits this machine to the port, and"
-            " that there is a route into the VPC; a paused cluster takes 15 s and more to resume,"
-            " which connect_timeout_s of the pool's settings must outlast"
+            " that there is a route into the VPC"
         )
     if "server does not support SSL" in text:
         return "; what listens there speaks no TLS: check host and port"

@@ -18,8 +18,8 @@ class PoolSettings:
       keeps a Serverless v2 cluster from pausing: set ``min_size=0`` to let it.
     - ``timeout_s``: how long a caller waits for a connection in all, trouble included. Refusals
       that waiting does not mend are reported at once. A failover typically ends within 30 s.
-    - ``connect_timeout_s``: how long one attempt may take; libpq makes 2 s of less. A cluster that
-      resumes from a pause answers after 15 s and more.
+      A cluster that resumes from a pause takes 15 s and more, which is waited for.
+    - ``connect_timeout_s``: how long one attempt may take; libpq makes 2 s of less.
     - ``check_after_idle_s``: a connection idle for longer is tried with one round trip before it
       is handed out; ``None`` never. The others that idled with a dead one are then renewed too.
     - ``max_idle_s``: connections above ``min_size`` are closed, one at a time, when unused.
@@ -68,12 +68,13 @@ class PoolSettings:
 
         No connection is opened before one is needed, and few are: every sandbox has its own pool.
         What the freeze may have killed is found by a check after a second of idleness, as no
-        thread of the pool runs in between. Waits are short, for an invocation is billed.
+        thread of the pool runs in between. Waits are shorter, for an invocation is billed, but
+        outlast a resume from a pause.
         """
         return cls(
             min_size=0,
             max_size=2,
-            timeout_s=10.0,
+            timeout_s=20.0,
             check_after_idle_s=1.0,
             max_idle_s=60.0,
             max_lifetime_s=900.0,
