@@ -9,33 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from langgraph_aurora_store.errors import AuroraStoreError
 from langgraph_aurora_store.local import api, roles
-from langgraph_aurora_store.local.admission import Admission
-from langgraph_aurora_store.local.authority import Authority
-from langgraph_aurora_store.local.gate import Gate
-from langgraph_aurora_store.local.lifetime import exported, kept_directory
-from langgraph_aurora_store.local.server import ADMIN, Server, ServerVersion
-from langgraph_aurora_store.local.tokens import Door, Keys
+from langgraph_aurora_store.local.lifetime import exported
+from langgraph_aurora_store.local.parts import Parts, assemble
+from langgraph_aurora_store.local.server import ServerVersion
+from langgraph_aurora_store.local.tokens import Keys
 
 if TYPE_CHECKING:
     import boto3
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    server: Server
-    gate: Gate
-    admission: Admission
-    authority: Authority
-    root: Path
-    api: api.ApiServer
 
 
 class LocalAurora:
@@ -122,7 +108,7 @@ class LocalAurora:
             session_token=session_token,
         )
         self._owner: int | None = None
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._stack = ExitStack()
 
     def __repr__(self) -> str:
@@ -151,37 +137,22 @@ class LocalAurora:
             self._stack = stack.pop_all()
 
     def _start(self, stack: ExitStack) -> None:
-        directory = stack.enter_context(kept_directory())
-        server = Server(directory, version=self.version)
-        with server.initializing():
-            parts = self._assemble(directory, server, stack)
-        stack.enter_context(server.running())
-        roles.furnish(server)
-        roles.create_user(server, self.user, password=None)
-        roles.create_database(server, self.database, owner=self.user, template="template1")
-        if self._export:
-            stack.enter_context(exported(self._exports(parts)))
-
-    def _assemble(self, directory: Path, server: Server, stack: ExitStack) -> _Parts:
-        gate = stack.enter_context(Gate(directory, port=self._requested_port))
-        admission = Admission(
-            door=Door(frozenset({self.endpoint, self.reader_endpoint}), gate.port, self.region),
+        parts = assemble(
+            stack,
+            hosts=(self.endpoint, self.reader_endpoint),
+            port=self._requested_port,
+            region=self.region,
+            version=self.version,
             keys=self._keys,
             clock=self._clock,
-            has_rds_iam=lambda name: roles.has_rds_iam(server, name),
-            reserved=ADMIN,
+            describe=self._describe,
         )
-        authority = Authority.create("Local Aurora root")
-        root = directory / "root.pem"
-        root.write_bytes(authority.pem())
-        service = api.ApiServer(self._describe)
         stack.callback(self._forget)
-        self._parts = _Parts(server, gate, admission, authority, root, service)
-        self.present()
-        stack.enter_context(service.running())
-        stack.enter_context(gate.running(server.socket, admission.answer))
-        stack.callback(admission.close)
-        return self._parts
+        self._parts = parts
+        self.create_user(self.user)
+        self.create_database(self.database)
+        if self._export:
+            stack.enter_context(exported(self._exports(parts)))
 
     def _forget(self) -> None:
         self._parts = None
@@ -192,7 +163,7 @@ class LocalAurora:
             self._stack.close()
 
     @property
-    def _up(self) -> _Parts:
+    def _up(self) -> Parts:
         if self._parts is None:
             raise AuroraStoreError(f"{self!r}; use it in a with block or call start()")
         return self._parts
@@ -240,7 +211,7 @@ class LocalAurora:
             "AWS_ENDPOINT_URL_RDS": self._up.api.url,
         }
 
-    def _exports(self, parts: _Parts) -> dict[str, str]:
+    def _exports(self, parts: Parts) -> dict[str, str]:
         return {
             "AURORA_CLUSTER": self.identifier,
             "AURORA_USER": self.user,
@@ -332,9 +303,8 @@ class LocalAurora:
             host: issue it for this host name only.
             trusted: False has an authority issue it that is not in ``sslrootcert``.
         """
-        authority = self._up.authority if trusted else Authority.create("Another root")
-        own = ("localhost", self.endpoint, self.reader_endpoint)
-        self._up.gate.present(authority.issue(dict.fromkeys([host] if host else own)))
+        own = (self.endpoint, self.reader_endpoint)
+        self._up.present((host,) if host else own, trusted=trusted)
 
     def reset(self) -> None:
         """Turn back what was turned: delay, stall, pause, refusals to come, certificate, API.

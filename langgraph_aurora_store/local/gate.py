@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local.relay import Dials, Paths
+from langgraph_aurora_store.local.opening import Dials
+from langgraph_aurora_store.local.relay import Paths
 
 Answerer: TypeAlias = Callable[[Mapping[str, object]], Mapping[str, object]]
 
 CUT_TIMEOUT_S = 5.0
 BACKLOG = 512
 
-# The relay imports two small modules; the package's own __init__ would import a database driver
+# The relay imports three small modules; the package's own __init__ would import a database driver
 # into every link's process, so an empty package with the same path stands in for it.
 LAUNCH = """\
 import sys, types

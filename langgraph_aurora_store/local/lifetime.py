@@ -23,6 +23,7 @@ def kept_directory() -> Iterator[Path]:
     process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
         [sys.executable, "-I", "-S", keeper.__file__, str(directory)],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:

@@ -11,6 +11,13 @@ from typing_extensions import override
 
 from langgraph_aurora_store.local.tokens import Keys
 
+# Where botocore looks for a setting: in the configuration file, in the environment, its default.
+HERMETIC = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
+
 
 class LocalSession(boto3.Session):
     """A session with the keys of a local Aurora; reads no profile and no file of the user's.
@@ -22,9 +29,7 @@ class LocalSession(boto3.Session):
     """
 
     def __init__(self, *, keys: Keys, region: str, rds_url: str) -> None:
-        core = botocore.session.Session()
-        for name in ("config_file", "credentials_file"):
-            core.set_config_variable(name, os.devnull)
+        core = botocore.session.Session(session_vars=HERMETIC)
         super().__init__(
             aws_access_key_id=keys.access_key,
             aws_secret_access_key=keys.secret_key,
