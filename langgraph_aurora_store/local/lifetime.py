@@ -20,18 +20,21 @@ def kept_directory() -> Iterator[Path]:
     The end of this process is an end of the block too, whatever ended it.
     """
     directory = make_directory()
-    process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-I", "-S", keeper.__file__, str(directory)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
-        yield directory
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        process.wait()
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+            [sys.executable, "-I", "-S", keeper.__file__, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
+        directory.rmdir()
+        raise
+    with process:
+        try:
+            yield directory
+        finally:
+            process.communicate()  # closes its standard input, which is what it waits for
 
 
 @contextmanager

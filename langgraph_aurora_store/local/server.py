@@ -196,8 +196,14 @@ def _reachable_binaries(
     if account is None or _is_traversable(binaries):
         return binaries
     # A virtual environment below /root: copied, for opening /root to everybody is not ours to do.
-    copied = shutil.copytree(binaries.parent, directory / "install", symlinks=True)
-    return copied / "bin"
+    package = binaries.parent.parent
+    home = directory / "install" / package.name
+    shutil.copytree(binaries.parent, home / binaries.parent.name, symlinks=True)
+    for libraries in (package.with_name(f"{package.name}.libs"), package / ".dylibs"):
+        # The wheel's shared libraries, found by a path relative to the programs.
+        if libraries.exists():
+            shutil.copytree(libraries, home.parent / libraries.relative_to(package.parent))
+    return home / binaries.relative_to(package)
 
 
 def find_binaries(version: ServerVersion) -> Path:
