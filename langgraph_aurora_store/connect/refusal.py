@@ -22,7 +22,12 @@ from langgraph_aurora_store.errors import (
     HostNotFoundError,
 )
 
-TRUST_STORE_URL = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
+# Aurora user guide, "Using SSL/TLS to encrypt a connection": one bundle for each partition.
+_TRUST_STORES = {
+    "cn-": "https://rds-truststore.s3.cn-north-1.amazonaws.com.cn/global/global-bundle.pem",
+    "us-gov-": "https://truststore.pki.us-gov-west-1.rds.amazonaws.com/global/global-bundle.pem",
+    "": "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
+}
 
 # Read in this order: of several addresses of one host, the one that answered says most.
 _CLASSES: tuple[tuple[type[ConnectError], re.Pattern[str]], ...] = (
@@ -188,7 +193,9 @@ def _certificate_advice(target: Target, text: str) -> str:
             "; connect by the endpoint's own name; for an alias pass the alias as cluster and the"
             " endpoint it stands for as endpoint="
         )
+    region = target.region or ""
+    url = next(url for start, url in _TRUST_STORES.items() if region.startswith(start))
     return (
         f"; its authority is not in the trust store {target.sslrootcert!r}: pass one that holds it"
-        f" as sslrootcert= or PGSSLROOTCERT; Amazon's own, for every region: {TRUST_STORE_URL}"
+        f" as sslrootcert= or PGSSLROOTCERT; Amazon publishes its own at {url}"
     )

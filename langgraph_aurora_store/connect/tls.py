@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from langgraph_aurora_store.errors import ConfigurationError
 
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
-# The RDS authorities of all regions and the public Amazon roots, so that cluster and RDS Proxy
-# endpoints are verified alike: truststore.pki.rds.amazonaws.com and amazontrust.com/repository.
+# The RDS authorities of 28 regions of the commercial partition (neither China nor GovCloud, nor a
+# region younger than this copy) and the public Amazon roots, which certify RDS Proxy, in one file:
+# truststore.pki.rds.amazonaws.com and amazontrust.com/repository.
 BUNDLED = Path(__file__).with_name("data") / "rds-trust.pem"
 
 _LOST: dict[SslMode, str] = {
@@ -71,8 +73,17 @@ def verify(
         # With a trust store libpq would verify more than was asked for.
         tls = Tls(mode, str(sslrootcert) if sslrootcert else None)
     if mode in _LOST:
-        warnings.warn(f"sslmode={mode!r}: {_LOST[mode]}", InsecureTlsWarning, stacklevel=4)
+        warnings.warn(f"sslmode={mode!r}: {_LOST[mode]}", InsecureTlsWarning, _callers_level())
     return tls
+
+
+def _callers_level() -> int:
+    # How deep the first line outside the package is, counted from `verify`.
+    level, frame = 1, inspect.currentframe()
+    frame = frame.f_back if frame else None
+    while frame and str(frame.f_globals.get("__name__")).startswith("langgraph_aurora_store."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _checked_mode(sslmode: str) -> SslMode:
