@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
@@ -25,6 +25,7 @@ from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.embeddings.labels import text_labels
 from langgraph_aurora_store.engine import Engine, labels_of
 from langgraph_aurora_store.loops import call_from_thread
+from langgraph_aurora_store.lost_writes import lost_writes_logged
 from langgraph_aurora_store.sql.steps import (
     Conversation,
     Embed,
@@ -58,6 +59,7 @@ class AsyncOwnPool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            self._abandon_closed()
             pool = self._pools[loop] = make_async_pool(self._connector, self._settings)
         await pool.open()
         return pool
@@ -67,6 +69,13 @@ class AsyncOwnPool:
         pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             await pool.close()
+
+    def _abandon_closed(self) -> None:
+        """Close the sockets of pools whose loop has ended: nothing can be awaited there again."""
+        for loop in [loop for loop in self._pools if loop.is_closed()]:
+            # psycopg_pool 3.3 has nothing public that closes without a loop.
+            for connection in self._pools.pop(loop)._pool:  # noqa: SLF001
+                connection.pgconn.finish()
 
 
 class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
@@ -172,7 +181,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     @override
     async def __aenter__(self) -> Self:
         if isinstance(self.conn, AsyncOwnPool):
-            await self.open()
+            try:
+                await self.open()
+            except BaseException:
+                await self.close()
+                raise
         return self
 
     @override
@@ -202,11 +215,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         """Run operations in order; all of their writes take effect, or none.
 
         A single operation travels with the others of its tick and shares nothing but the trip.
+        Writes that fail are also logged at ERROR, with namespace and key.
         """
         known = list(ops)
-        if len(known) == 1:
-            return [await self._tick().submit(known[0])]
-        return await self._batch(known)
+        with lost_writes_logged(known):
+            return await self._submit(known)
 
     @override
     def batch(self, ops: Iterable[Op]) -> list[Result]:
@@ -216,7 +229,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             WrongLoopError: called on a thread that runs a loop, or the store's loop is not running.
         """
         known = list(ops)
-        return call_from_thread(lambda: self.abatch(known), self._loop)
+        with lost_writes_logged(known):
+            return call_from_thread(lambda: self._submit(known), self._loop)
 
     # The parent's queue runs one batch at a time; these go through `batch` and `abatch` instead.
     get, put, delete, search, list_namespaces = (
@@ -320,6 +334,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         if (tick := self._ticks.get(loop)) is None:
             tick = self._ticks[loop] = Tick(self._batch)
         return tick
+
+    async def _submit(self, ops: Sequence[Op]) -> list[Result]:
+        if len(ops) == 1:
+            return [await self._tick().submit(ops[0])]
+        return await self._batch(ops)
 
     async def _batch(self, ops: Iterable[Op]) -> list[Result]:
         return await self._drive(self._engine.batch(ops))

@@ -28,6 +28,7 @@ from langgraph_aurora_store.connect.pool import AuroraPool, make_pool
 from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.embeddings.labels import text_labels
 from langgraph_aurora_store.engine import Engine, labels_of
+from langgraph_aurora_store.lost_writes import lost_writes_logged
 from langgraph_aurora_store.sql.steps import (
     Conversation,
     Embed,
@@ -159,7 +160,11 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     def __enter__(self) -> Self:
         if isinstance(self._conn, OwnPool):
-            self.open()
+            try:
+                self.open()
+            except BaseException:
+                self.close()
+                raise
         return self
 
     def __exit__(
@@ -185,8 +190,13 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     @override
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """Run operations in order; all of their writes take effect, or none."""
-        return self._drive(self._engine.batch(ops))
+        """Run operations in order; all of their writes take effect, or none.
+
+        Writes that fail are also logged at ERROR, with namespace and key.
+        """
+        known = list(ops)
+        with lost_writes_logged(known):
+            return self._drive(self._engine.batch(known))
 
     def count(
         self, namespace_prefix: tuple[str, ...], *, filter: dict[str, Any] | None = None  # noqa: A002 - as in search()

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, Result, SearchOp
 
+from langgraph_aurora_store.lost_writes import log_lost_writes
+
 logger = logging.getLogger(__name__)
 
 RunBatch: TypeAlias = Callable[[Sequence[Op]], Awaitable[list[Result]]]
@@ -82,9 +84,11 @@ class Tick:
             for one in group:
                 self._start([one])
             return
-        for _, future in group:
+        for op, future in group:
             if not future.done():
                 future.set_exception(exc)
+            else:  # abandoned: nobody else will tell
+                log_lost_writes([op], exc)
 
 
 def is_plain_read(op: Op) -> bool:
