@@ -249,7 +249,10 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     )
 
     async def acount(
-        self, namespace_prefix: tuple[str, ...], *, filter: dict[str, Any] | None = None  # noqa: A002 - as in search()
+        self,
+        namespace_prefix: tuple[str, ...],
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - as in search()
     ) -> int:
         """Count the items in a namespace and below it, expired ones left out.
 
@@ -366,7 +369,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         if conn is None:
             async with self.connection() as own:
                 return await self._on(own, step)
-        return await self._on(conn, step)
+        # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
+        return await self._on(conn, step, prepare=False)
 
     async def _embed(self, step: Embed) -> Vectors:
         assert self.embeddings is not None  # noqa: S101 - no flow embeds without an index
@@ -379,13 +383,15 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             await asyncio.gather(*(self.embeddings.aembed_query(q) for q in step.queries)),
         )
 
-    async def _on(self, conn: Conn, step: Run | Execute) -> object:
+    async def _on(self, conn: Conn, step: Run | Execute, *, prepare: bool | None = None) -> object:
         await self._register(conn)
         if isinstance(step, Execute):
-            return await _rows(await _send(conn, step.statement))
+            return await _rows(await _send(conn, step.statement, prepare=prepare))
         # Without BEGIN a pipeline is one transaction up to its end, and costs one round trip.
-        async with conn.pipeline(), nullcontext() if conn.autocommit else conn.transaction():
-            cursors = [await _send(conn, statement) for statement in step.statements]
+        async with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
+            cursors = [
+                await _send(conn, statement, prepare=prepare) for statement in step.statements
+            ]
         return [await _rows(cursor) for cursor in cursors]
 
     async def _register(self, conn: Conn) -> None:
@@ -399,9 +405,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             self._registered.add(conn)
 
 
-async def _send(conn: Conn, statement: Statement) -> AsyncCursor[TupleRow]:
+async def _send(
+    conn: Conn, statement: Statement, *, prepare: bool | None = None
+) -> AsyncCursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
-    return await cursor.execute(statement.sql, statement.params or None)
+    return await cursor.execute(statement.sql, statement.params or None, prepare=prepare)
 
 
 async def _rows(cursor: AsyncCursor[TupleRow]) -> Rows:

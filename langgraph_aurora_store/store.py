@@ -199,7 +199,10 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
             return self._drive(self._engine.batch(known))
 
     def count(
-        self, namespace_prefix: tuple[str, ...], *, filter: dict[str, Any] | None = None  # noqa: A002 - as in search()
+        self,
+        namespace_prefix: tuple[str, ...],
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - as in search()
     ) -> int:
         """Count the items in a namespace and below it, expired ones left out.
 
@@ -299,7 +302,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         if conn is None:
             with self.connection() as own:
                 return self._on(own, step)
-        return self._on(conn, step)
+        # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
+        return self._on(conn, step, prepare=False)
 
     def _embed(self, step: Embed) -> Vectors:
         assert self.embeddings is not None  # noqa: S101 - no flow embeds without an index
@@ -309,20 +313,22 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
                 documents = self.embeddings.embed_documents(list(step.documents))
         if len(step.queries) < 2:  # noqa: PLR2004
             return Vectors(documents, [self.embeddings.embed_query(q) for q in step.queries])
-        with concurrent.futures.ThreadPoolExecutor(min(_QUERIES_AT_ONCE, len(step.queries))) as threads:
+        with concurrent.futures.ThreadPoolExecutor(
+            min(_QUERIES_AT_ONCE, len(step.queries))
+        ) as threads:
             queries = [
                 threads.submit(contextvars.copy_context().run, self.embeddings.embed_query, query)
                 for query in step.queries
             ]
             return Vectors(documents, [query.result() for query in queries])
 
-    def _on(self, conn: Conn, step: Run | Execute) -> object:
+    def _on(self, conn: Conn, step: Run | Execute, *, prepare: bool | None = None) -> object:
         self._register(conn)
         if isinstance(step, Execute):
-            return _rows(_send(conn, step.statement))
+            return _rows(_send(conn, step.statement, prepare=prepare))
         # Without BEGIN a pipeline is one transaction up to its end, and costs one round trip.
-        with conn.pipeline(), nullcontext() if conn.autocommit else conn.transaction():
-            cursors = [_send(conn, statement) for statement in step.statements]
+        with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
+            cursors = [_send(conn, statement, prepare=prepare) for statement in step.statements]
         return [_rows(cursor) for cursor in cursors]
 
     def _register(self, conn: Conn) -> None:
@@ -336,9 +342,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
             self._registered.add(conn)
 
 
-def _send(conn: Conn, statement: Statement) -> Cursor[TupleRow]:
+def _send(conn: Conn, statement: Statement, *, prepare: bool | None = None) -> Cursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
-    return cursor.execute(statement.sql, statement.params or None)
+    return cursor.execute(statement.sql, statement.params or None, prepare=prepare)
 
 
 def _rows(cursor: Cursor[TupleRow]) -> Rows:
