@@ -28,6 +28,8 @@ __all__ = [
     "text_labels",
 ]
 
+_PROBE = "dimensions"
+
 Embed: TypeAlias = (
     str
     | Embeddings
@@ -42,6 +44,18 @@ class Resolved:
 
     embeddings: Embeddings
     dims: int | None
+
+    def asked(self) -> Resolved:
+        """This, with ``dims`` known: where they are not, one short text is embedded; blocks."""
+        if self.dims is not None:
+            return self
+        return Resolved(self.embeddings, len(self.embeddings.embed_query(_PROBE)))
+
+    async def aasked(self) -> Resolved:
+        """`asked` without blocking the event loop."""
+        if self.dims is not None:
+            return self
+        return Resolved(self.embeddings, len(await self.embeddings.aembed_query(_PROBE)))
 
 
 def resolve(

@@ -8,13 +8,14 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+import orjson
 from typing_extensions import override
 
-from langgraph_aurora_store import __version__
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.bedrock_faults import explain
 from langgraph_aurora_store.embeddings.concurrency import Gathering
-from langgraph_aurora_store.embeddings.models import Truncate, choose_model
+from langgraph_aurora_store.embeddings.families import Truncate
+from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.plan import Answer, Request
 from langgraph_aurora_store.embeddings.quiet import (
@@ -25,7 +26,8 @@ from langgraph_aurora_store.embeddings.quiet import (
 )
 from langgraph_aurora_store.embeddings.retry import Clock, Fault
 from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
-from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
+from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
     import boto3
@@ -100,11 +102,8 @@ class BedrockEmbeddings(ServiceEmbeddings):
 
     @override
     def _send(self, request: Request) -> object:
-        body = self._model.family.body(
-            request.contents,
-            model=self._model,
-            purpose=request.purpose,
-            truncate=self._options.truncate,
+        body = self._model.body(
+            request.contents, purpose=request.purpose, truncate=self._options.truncate
         )
         with under_way():
             answer = self._client().invoke_model(
@@ -114,7 +113,12 @@ class BedrockEmbeddings(ServiceEmbeddings):
                 contentType="application/json",
             )
             content = answer["body"].read()
-        return json.loads(content)
+        try:
+            return orjson.loads(content)
+        except ValueError as error:
+            raise EmbeddingResponseError(
+                f"Bedrock model {self.model} answered with something else than JSON"
+            ) from error
 
     @override
     def _explain(self, error: Exception, request: Request) -> Fault:
@@ -131,10 +135,13 @@ class BedrockEmbeddings(ServiceEmbeddings):
 
     def _make_client(self) -> BedrockRuntimeClient:
         import boto3
+        import botocore.session
         from botocore.config import Config
 
         silence(BOTOCORE_LOGGERS)
         session = self._session or boto3.Session()
+        # A user agent given whole is not put together anew, twice, for every request.
+        user_agent = botocore.session.get_session().user_agent()
         return session.client(
             "bedrock-runtime",
             region_name=self._region_of(session),
@@ -145,7 +152,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
                 read_timeout=self._options.timeout_s,
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 tcp_keepalive=True,
-                user_agent_extra=f"langgraph-aurora-store/{__version__}",
+                user_agent=f"{user_agent} langgraph-aurora-store/{__version__}",
             ),
         )
 

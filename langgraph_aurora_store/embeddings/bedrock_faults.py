@@ -13,7 +13,6 @@ from langgraph_aurora_store.errors import (
     AuroraStoreError,
     EmbeddingAccessError,
     EmbeddingError,
-    EmbeddingResponseError,
 )
 
 if TYPE_CHECKING:
@@ -56,10 +55,10 @@ _PROFILE = re.compile(r"^([a-z]{2,6}(?:-gov)?)\.(.+)$")
 
 def explain(error: Exception, *, model: str, region: str, texts: Sequence[str]) -> Fault:
     """The fault behind an exception of ``invoke_model``, or of reading its answer."""
-    from botocore.exceptions import ClientError
-
     if isinstance(error, AuroraStoreError):
         return Fault(error=error)
+    from botocore.exceptions import ClientError
+
     if isinstance(error, ClientError):
         fault = _refused(error, model, region, texts)
     else:
@@ -115,8 +114,8 @@ def _advice(code: str, message: str, model: str, region: str) -> str:
     unknown = "model identifier is invalid" in message or "model ID" in message
     if code == "ResourceNotFoundException" or (code == "ValidationException" and unknown):
         return (
-            f"{region} has no such model. Check the id, pass region= of a region that offers it, "
-            f"or use a cross-region profile such as 'us.{_base(model)}'"
+            f"{region} offers the account no such model. Check the id, pass region= of a region "
+            f"that offers it, or use a cross-region profile such as 'us.{_base(model)}'"
         )
     return ""
 
@@ -128,10 +127,6 @@ def _unanswered(error: Exception, model: str, region: str, texts: Sequence[str])
 
     where = f"Bedrock model {model} in {region}"
     kind = type(error).__name__
-    if isinstance(error, ValueError) and not isinstance(error, aws.BotoCoreError):
-        return Fault(
-            error=EmbeddingResponseError(f"{where} answered with something else than JSON")
-        )
     if isinstance(error, _credential_errors()):
         return Fault(
             error=EmbeddingAccessError(

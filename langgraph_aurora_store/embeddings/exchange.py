@@ -58,7 +58,7 @@ class Exchange:
         while True:
             reply = yield Send(request)
             if not isinstance(reply, Exception):
-                return Answer(self._vectors(reply, request), request.texts)
+                return Answer(self._vectors(reply, request), self._used(reply, request))
             fault = self.explain(reply, request)
             if fault.too_long and self.options.truncate == "warn":
                 return (yield from self._shortened(request, fault))
@@ -99,7 +99,13 @@ class Exchange:
 
     def _may_be_long(self, text: Text) -> bool:
         family = self.model.family
-        return largest_token_count(text.content, family) >= family.max_tokens
+        limit = family.max_tokens or family.max_chars or 0
+        return largest_token_count(text.content, family) >= limit
+
+    def _used(self, answer: object, request: Request) -> tuple[Text, ...]:
+        """The request's texts, cut where the service says that it cut one itself."""
+        length = self.model.family.used(answer)
+        return tuple(text.cut_to(length) for text in request.texts) if length else request.texts
 
     def _vectors(self, answer: object, request: Request) -> list[list[float]]:
         try:

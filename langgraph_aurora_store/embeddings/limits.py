@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 
-from langgraph_aurora_store.embeddings.models import Family
+from langgraph_aurora_store.embeddings.families import Family
 
 # "The characters to tokens ratio in English is 4.7, on average": Amazon Bedrock user guide,
 # Amazon Titan Text Embeddings models.
 CHARS_PER_TOKEN = 4.7
 # Other scripts: a token of the usual byte-pair vocabularies holds about two bytes of UTF-8.
 BYTES_PER_TOKEN = 2.0
+# Fewer texts than this are not split for the sake of sending them side by side.
+WORTH_A_REQUEST = 128
 
 _MEASURES = (
     # Titan: "Too many input tokens. Max input tokens: 8192, request input token count: 9875"
@@ -39,16 +42,19 @@ def fitting_length(text: str, family: Family) -> int:
     needed; a service that still finds the text too long says so, and `accepted_share` reads it.
     """
     length = min(len(text), family.max_chars or len(text))
-    if _tokens(text[:length]) <= family.max_tokens:
+    # A service that reports its own cut knows its tokens better than an estimate does.
+    limit = None if family.cut_at else family.max_tokens
+    if limit is None or _tokens(text[:length]) <= limit:
         return length
     if text.isascii():
-        return int(family.max_tokens * CHARS_PER_TOKEN)
-    return _longest_prefix(text[:length], family.max_tokens)
+        return int(limit * CHARS_PER_TOKEN)
+    return _longest_prefix(text[:length], limit)
 
 
 def largest_token_count(text: str, family: Family) -> int:
     """A number of tokens ``text`` cannot exceed: a token holds at least one byte."""
-    return min(len(text.encode("utf-8", "surrogatepass")), family.max_tokens)
+    size = len(text.encode("utf-8", "surrogatepass"))
+    return min(size, family.max_tokens or size)
 
 
 def says_too_long(message: str) -> bool:
@@ -64,13 +70,17 @@ def accepted_share(message: str) -> float | None:
     return None
 
 
-def batches(texts: Sequence[str], family: Family) -> Iterator[list[int]]:
-    """Positions of ``texts`` in requests that stay within the family's count and size."""
+def batches(texts: Sequence[str], family: Family, *, lanes: int) -> Iterator[list[int]]:
+    """Positions of ``texts`` in requests that stay within the family's count and size.
+
+    Requests are smaller than they may be where all ``lanes`` can then work at the same time.
+    """
+    most = min(family.texts, max(WORTH_A_REQUEST, math.ceil(len(texts) / lanes)))
     batch: list[int] = []
     tokens = 0
     for position, text in enumerate(texts):
         size = largest_token_count(text, family) if family.request_tokens else 0
-        full = len(batch) == family.texts or tokens + size > (family.request_tokens or 0)
+        full = len(batch) == most or tokens + size > (family.request_tokens or 0)
         if batch and full:
             yield batch
             batch, tokens = [], 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import sys
 from array import array
@@ -14,22 +13,31 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import orjson
 from typing_extensions import override
 
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.concurrency import Slots
 from langgraph_aurora_store.embeddings.exchange import Pause, Send
-from langgraph_aurora_store.embeddings.models import Truncate, choose_model
+from langgraph_aurora_store.embeddings.families import Truncate
+from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.openai_faults import explain
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.plan import Answer, Request
 from langgraph_aurora_store.embeddings.quiet import OPENAI_LOGGERS, silence, under_way
 from langgraph_aurora_store.embeddings.retry import Clock, Fault
 from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
-from langgraph_aurora_store.errors import EmbeddingAccessError, MissingExtraError
+from langgraph_aurora_store.errors import (
+    EmbeddingAccessError,
+    EmbeddingResponseError,
+    MissingExtraError,
+)
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
+
+# Decoding more vectors than this would hold up the event loop for milliseconds.
+DECODED_AT_ONCE = 16
 
 
 class OpenAIEmbeddings(ServiceEmbeddings):
@@ -118,9 +126,12 @@ class OpenAIEmbeddings(ServiceEmbeddings):
                     model=self.model,
                     **self._body(request),  # type: ignore[arg-type]  # from the model's template
                 )
-                return decoded(answer.http_response.content)
+                content = answer.http_response.content
         finally:
             self._slots.release()
+        if len(request.texts) <= DECODED_AT_ONCE:
+            return decoded(content)
+        return await asyncio.to_thread(decoded, content)
 
     @override
     async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
@@ -168,11 +179,8 @@ class OpenAIEmbeddings(ServiceEmbeddings):
         return explain(error, model=self.model, secrets=secrets)
 
     def _body(self, request: Request) -> dict[str, object]:
-        return self._model.family.body(
-            request.contents,
-            model=self._model,
-            purpose=request.purpose,
-            truncate=self._options.truncate,
+        return self._model.body(
+            request.contents, purpose=request.purpose, truncate=self._options.truncate
         )
 
     def _client(self) -> OpenAI:
@@ -260,9 +268,17 @@ class _LoopClient:
 def decoded(content: bytes) -> object:
     """An answer's JSON with its vectors as lists of numbers, in the order of the texts.
 
-    Raises ``ValueError`` for what is no JSON, or a vector that is no base64.
+    Raises `EmbeddingResponseError` for what is no JSON, and for a vector that is no base64.
     """
-    answer = json.loads(content)
+    try:
+        return _ordered(orjson.loads(content))
+    except ValueError as error:
+        raise EmbeddingResponseError(
+            "the OpenAI service answered with something else than JSON and vectors"
+        ) from error
+
+
+def _ordered(answer: Any) -> object:
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list) or not all(isinstance(member, dict) for member in data):
         return answer

@@ -12,7 +12,6 @@ from langgraph_aurora_store.errors import (
     AuroraStoreError,
     EmbeddingAccessError,
     EmbeddingError,
-    EmbeddingResponseError,
 )
 
 if TYPE_CHECKING:
@@ -24,20 +23,16 @@ SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_
 
 def explain(error: Exception, *, model: str, secrets: Sequence[str]) -> Fault:
     """The fault behind an exception of ``embeddings.create``, or of reading its answer."""
-    import openai
-
     if isinstance(error, AuroraStoreError):
         return Fault(error=error)
+    import openai
+
     where = f"OpenAI model {model}"
     if isinstance(error, openai.APIStatusError):
         fault = _refused(error, where, secrets)
     elif isinstance(error, openai.APIConnectionError):
         kind = type(error.__cause__ or error).__name__
         fault = Fault(error=EmbeddingError(f"{where} did not answer ({kind})"), transient=True)
-    elif isinstance(error, ValueError):
-        fault = Fault(
-            error=EmbeddingResponseError(f"{where} answered with something else than JSON vectors")
-        )
     else:
         said = service_words(str(error), secrets)
         fault = Fault(error=EmbeddingError(f"{where} failed: {type(error).__name__}: {said}"))

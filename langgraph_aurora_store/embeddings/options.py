@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langgraph_aurora_store.embeddings.models import Truncate
+from langgraph_aurora_store.embeddings.families import Truncate
 from langgraph_aurora_store.errors import ConfigurationError
 
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from langgraph_aurora_store.embeddings.families import Purpose, Truncate
 from langgraph_aurora_store.embeddings.labels import label_of
 from langgraph_aurora_store.embeddings.limits import batches, fitting_length
-from langgraph_aurora_store.embeddings.models import Model, Purpose, Truncate
+from langgraph_aurora_store.embeddings.models import Model
+from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.errors import EmbeddingError, EmbeddingResponseError
 
 MENTIONED = 5
@@ -66,18 +68,21 @@ class Plan:
         return [vectors[place].copy() for place in self.places]
 
 
-def plan(texts: Sequence[str], purpose: Purpose, model: Model, truncate: Truncate) -> Plan:
+def plan(texts: Sequence[str], purpose: Purpose, model: Model, options: Options) -> Plan:
     """Split ``texts`` into requests, each distinct text once, cut to what the model takes.
 
     Raises `EmbeddingError` for an empty text, and for one over the model's character limit where
     ``truncate`` is ``"error"``.
     """
+    truncate = options.truncate
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     first = {text: position for position, text in reversed(list(enumerate(texts)))}
     distinct = [_text(text, label_of(first[text]), model, truncate) for text in places]
     requests = tuple(
         Request(tuple(distinct[place] for place in batch), purpose)
-        for batch in batches([text.content for text in distinct], model.family)
+        for batch in batches(
+            [text.content for text in distinct], model.family, lanes=options.max_concurrency
+        )
     )
     return Plan(requests, tuple(places[text] for text in texts))
 
@@ -135,8 +140,9 @@ def _numbers(vector: object, text: Text, model: Model) -> list[float]:
             "pass dimensions= the model really returns"
         )
     try:
-        finite = all(map(math.isfinite, vector))
-    except (TypeError, OverflowError):
+        # One pass in C: a NaN or an infinity anywhere makes the sum one.
+        finite = math.isfinite(sum(vector))
+    except TypeError:
         finite = False
     if not finite:
         raise EmbeddingResponseError(

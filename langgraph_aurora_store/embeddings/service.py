@@ -12,7 +12,8 @@ from typing_extensions import override
 from langgraph_aurora_store.embeddings.cache import QueryCache
 from langgraph_aurora_store.embeddings.concurrency import Gathering, Workers
 from langgraph_aurora_store.embeddings.exchange import Exchange, Pause, Send
-from langgraph_aurora_store.embeddings.models import Model, Purpose
+from langgraph_aurora_store.embeddings.families import Purpose
+from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.plan import Answer, Plan, Request, describe_cuts, plan
 from langgraph_aurora_store.embeddings.retry import Clock, Fault, SystemClock
@@ -98,7 +99,7 @@ class ServiceEmbeddings(Embeddings):
         """What an error of the SDK means to the user."""
 
     def _plan(self, texts: list[str], purpose: Purpose) -> Plan:
-        return plan(texts, purpose, self._model, self._options.truncate)
+        return plan(texts, purpose, self._model, self._options)
 
     def _embed(self, planned: Plan) -> list[list[float]]:
         answers = Gathering(self._workers, planned.requests, self._perform).start()
