@@ -88,10 +88,10 @@ def _setup(layout: Layout) -> Conversation[Findings]:
     todo = yield from survey(layout)
     while todo:
         key = _lock_key(todo.found)
-        ((locked,),) = yield Execute(Statement("SELECT pg_try_advisory_lock(%s)", (key,)))
-        if locked:
-            unlock = Statement("SELECT pg_advisory_unlock(%s)", (key,))
-            todo = yield from _followed_by(unlock, _converge(layout))
+        unlock = Statement("SELECT pg_advisory_unlock(%s)", (key,))
+        done = yield from _cleaned_up(unlock, _in_turn(layout, key, unlock))
+        if done is not None:
+            todo = done
             break
         logger.info("another process sets up the store; looking again in %.2f s", pause_s)
         yield Pause(pause_s)
@@ -99,6 +99,16 @@ def _setup(layout: Layout) -> Conversation[Findings]:
         todo = yield from survey(layout)
     _tell_deferred(layout, todo)
     return todo.found
+
+
+def _in_turn(layout: Layout, key: int, unlock: Statement) -> Conversation[Pending | None]:
+    """Do all there is to do, or nothing where another process is at it."""
+    ((locked,),) = yield Execute(Statement("SELECT pg_try_advisory_lock(%s)", (key,)))
+    if not locked:
+        return None
+    done = yield from _converge(layout)
+    yield Execute(unlock)
+    return done
 
 
 def _converge(layout: Layout) -> Conversation[Pending]:
@@ -162,29 +172,33 @@ def _build(todo: Pending) -> Conversation[None]:
         yield Execute(_text(part.create(todo.names, concurrently=True)))
 
 
-def _without_limits(work: Conversation[T]) -> Conversation[T]:
+def _without_limits(work: Conversation[None]) -> Conversation[None]:
     """Lift the role's time limits, under which a large index would never be finished."""
     limits = yield Execute(Statement(_LIMITS))
-    names = [name for name, _ in limits]
-    if not names:
-        return (yield from work)
+    if not limits:
+        yield from work
+        return
+    names, settings = map(list, zip(*limits, strict=True))
+    restore = Statement(_SET, (names, settings))
+    yield from _cleaned_up(restore, _lifted(names, work))
+    yield Execute(restore)
+
+
+def _lifted(names: list[str], work: Conversation[None]) -> Conversation[None]:
     yield Execute(Statement(_SET, (names, ["0"] * len(names))))
-    restore = Statement(_SET, (names, [setting for _, setting in limits]))
-    return (yield from _followed_by(restore, work))
+    yield from work
 
 
-def _followed_by(cleanup: Statement, work: Conversation[T]) -> Conversation[T]:
-    """Run ``cleanup`` after ``work``, also when it failed, without hiding why it failed."""
+def _cleaned_up(cleanup: Statement, work: Conversation[T]) -> Conversation[T]:
+    """Run ``cleanup`` where ``work`` failed, without hiding why it did."""
     try:
-        result = yield from work
+        return (yield from work)
     except GeneratorExit:  # the driver left, and nobody would answer another step
         raise
     except BaseException:
         with suppress(psycopg.Error):
             yield Execute(cleanup)
         raise
-    yield Execute(cleanup)
-    return result
 
 
 def _tell_deferred(layout: Layout, todo: Pending) -> None:
