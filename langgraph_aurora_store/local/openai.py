@@ -146,11 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self._send(404, {"error": {"message": f"no such path: {self.path}", "type": "local"}})
         else:
-            self._send(200, answer(body, self.server.script))
+            self._send(*_attempted(answer, body, self.server.script))
 
     def _send(self, status: int, payload: Mapping[str, object]) -> None:
         data = json.dumps(payload).encode()
         self.send_response(status)
+        # The clients' own header: no error of a script passes by itself.
+        self.send_header("x-should-retry", "false")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -160,6 +162,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the base class writes each request to stderr."""
 
     _ROUTES: ClassVar[dict[str, Callable[[Any, Script], Mapping[str, object]]]] = {}
+
+
+def _attempted(answer: Callable[..., Any], body: Any, script: Script) -> tuple[int, Any]:
+    """Status and payload; what a script raises reaches the client as a server error."""
+    try:
+        return 200, answer(body, script)
+    except Exception as exc:
+        message = f"the script raised {type(exc).__name__}: {exc}"
+        return 500, {"error": {"message": message, "type": "script_error"}}
 
 
 def _text(content: object) -> str:
