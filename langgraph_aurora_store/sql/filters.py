@@ -84,13 +84,13 @@ class _Compiler:
             raise InvalidFilterError(f"{name} must be a mapping, not {type(filter_).__name__}")
         root = _Place("s.value", "", ((),))
         return _all(
-            self._logic(key, operand)
+            self.logic(key, operand)
             if _is_operator(key)
-            else self._match(self._at(root, key), operand)
+            else self.match(self.member(root, key), operand)
             for key, operand in filter_.items()
         )
 
-    def _logic(self, key: str, operand: object) -> str:
+    def logic(self, key: str, operand: object) -> str:
         if key == "$not":
             return f"NOT {self.whole(operand, key)}"
         if key in ("$and", "$or"):
@@ -100,24 +100,24 @@ class _Compiler:
             f"unknown operator {key!r} outside a field; known there are '$and', '$or' and '$not'"
         )
 
-    def _match(self, place: _Place, wanted: object) -> str:
+    def match(self, place: _Place, wanted: object) -> str:
         """``InMemoryStore``'s comparison of a member with what the filter holds for it."""
         if isinstance(wanted, Mapping):
             if any(_is_operator(key) for key in wanted):
-                return _all(self._operator(place, key, wanted[key]) for key in wanted)
-            inner = [self._match(self._at(place, key), wanted[key]) for key in wanted]
+                return _all(self.operator(place, key, wanted[key]) for key in wanted)
+            inner = [self.match(self.member(place, key), wanted[key]) for key in wanted]
             return _all([f"coalesce(jsonb_typeof({place.sql}) = 'object', false)", *inner])
         if isinstance(wanted, (list, tuple)) and _holds_mapping(wanted):
             inner = [
-                self._match(_Place(f"({place.sql} -> {i})", f"{place.name}[{i}]", ()), element)
+                self.match(_Place(f"({place.sql} -> {i})", f"{place.name}[{i}]", ()), element)
                 for i, element in enumerate(wanted)
             ]
             return _all([_array_of(place, len(wanted)), *inner])
-        return self._equal(place, wanted)
+        return self.equal(place, wanted)
 
-    def _operator(self, place: _Place, operator: str, operand: object) -> str:
+    def operator(self, place: _Place, operator: str, operand: object) -> str:
         if operator in _COMPARISONS:
-            return self._ordered(place, operator, operand)
+            return self.ordered(place, operator, operand)
         if (build := _OPERATORS.get(operator)) is None:
             known = ", ".join(sorted([*_OPERATORS, *_COMPARISONS]))
             raise InvalidFilterError(
@@ -125,80 +125,78 @@ class _Compiler:
             )
         return build(self, place, operand)
 
-    def _equal(self, place: _Place, wanted: object) -> str:
+    def equal(self, place: _Place, wanted: object) -> str:
         document = _json(place, wanted)
         if not is_storable(document):
             return "false"
         if wanted is None:
             return f"coalesce({place.sql}, 'null') = 'null'"
-        exactly = f"coalesce({place.sql} = {self._add(document)}::jsonb, false)"
-        within = self._contained(place, wanted)
+        exactly = f"coalesce({place.sql} = {self.add(document)}::jsonb, false)"
+        within = self.contained(place, wanted)
         if within is None:
             return exactly
         is_exact = len(place.trails) == 1 and not isinstance(wanted, (Mapping, list, tuple))
         return within if is_exact else f"({within} AND {exactly})"
 
-    def _not_equal(self, place: _Place, operand: object) -> str:
-        return f"NOT {self._equal(place, operand)}"
+    def unequal(self, place: _Place, operand: object) -> str:
+        return f"NOT {self.equal(place, operand)}"
 
-    def _in(self, place: _Place, operand: object) -> str:
+    def one_of(self, place: _Place, operand: object) -> str:
         if not isinstance(operand, (list, tuple, set, frozenset)):
             raise InvalidFilterError(f"$in and $nin of {place.name!r} take a list, not {operand!r}")
         documents = [document for o in operand if is_storable(document := _json(place, o))]
         sought = f"coalesce({place.sql}, 'null')" if None in operand else place.sql
-        array = self._add(documents, "b")
+        array = self.add(documents, "b")
         return f"coalesce({sought} = ANY({array}::text[]::jsonb[]), false)"
 
-    def _not_in(self, place: _Place, operand: object) -> str:
-        return f"NOT {self._in(place, operand)}"
+    def none_of(self, place: _Place, operand: object) -> str:
+        return f"NOT {self.one_of(place, operand)}"
 
-    def _exists(self, place: _Place, operand: object) -> str:
+    def exists(self, place: _Place, operand: object) -> str:
         if not isinstance(operand, bool):
             raise InvalidFilterError(f"$exists of {place.name!r} is True or False, not {operand!r}")
         return f"({place.sql} IS {'NOT NULL' if operand else 'NULL'})"
 
-    def _contains(self, place: _Place, operand: object) -> str:
+    def contains(self, place: _Place, operand: object) -> str:
         elements = list(operand) if isinstance(operand, (list, tuple)) else [operand]
         document = _json(place, elements)
         if not is_storable(document):
             return "false"
-        holds = f"coalesce({place.sql} @> {self._add(document)}::jsonb, false)"
+        holds = f"coalesce({place.sql} @> {self.add(document)}::jsonb, false)"
         if not isinstance(operand, str):
             return f"(coalesce(jsonb_typeof({place.sql}) = 'array', false) AND {holds})"
-        text = f"strpos({place.sql} #>> '{{}}', {self._add(operand)}::text) > 0"
+        text = f"strpos({place.sql} #>> '{{}}', {self.add(operand)}::text) > 0"
         return (
             f"CASE jsonb_typeof({place.sql}) WHEN 'array' THEN {holds}"
             f" WHEN 'string' THEN {text} ELSE false END"
         )
 
-    def _negated(self, place: _Place, operand: object) -> str:
-        return f"NOT {self._match(place, operand)}"
+    def negated(self, place: _Place, operand: object) -> str:
+        return f"NOT {self.match(place, operand)}"
 
-    def _and(self, place: _Place, operand: object) -> str:
-        return _all([self._match(place, part) for part in _listed("$and", operand)])
+    def every(self, place: _Place, operand: object) -> str:
+        return _all([self.match(place, part) for part in _listed("$and", operand)])
 
-    def _or(self, place: _Place, operand: object) -> str:
-        return _any([self._match(place, part) for part in _listed("$or", operand)])
+    def some(self, place: _Place, operand: object) -> str:
+        return _any([self.match(place, part) for part in _listed("$or", operand)])
 
-    def _ordered(self, place: _Place, operator: str, operand: object) -> str:
+    def ordered(self, place: _Place, operator: str, operand: object) -> str:
         sign = _COMPARISONS[operator]
         text = f"({place.sql} #>> '{{}}')"
         if isinstance(operand, str) and is_storable(operand):
-            as_text = f'{text} COLLATE "C" {sign} {self._add(operand)}::text'
+            as_text = f'{text} COLLATE "C" {sign} {self.add(operand)}::text'
             number = _number(operand)
             as_number = (
-                "false"
-                if number is None
-                else f"{text}::numeric {sign} {self._add(number)}::numeric"
+                "false" if number is None else f"{text}::numeric {sign} {self.add(number)}::numeric"
             )
         elif (
             isinstance(operand, (int, float))
             and not isinstance(operand, bool)
             and operand == operand
         ):
-            number = self._add(_digits(place, operand))
+            number = self.add(_digits(place, operand))
             as_number = f"{text}::numeric {sign} {number}::numeric"
-            pattern = self._add(_NUMBER)
+            pattern = self.add(_NUMBER)
             as_text = f"CASE WHEN {text} ~ {pattern} THEN {as_number} ELSE false END"
         else:
             raise InvalidFilterError(
@@ -209,45 +207,45 @@ class _Compiler:
             f" WHEN 'string' THEN {as_text} ELSE false END"
         )
 
-    def _at(self, place: _Place, key: object) -> _Place:
+    def member(self, place: _Place, key: object) -> _Place:
         if not isinstance(key, str):
             raise InvalidFilterError(f"filter keys must be text, not {key!r}")
         name = f"{place.name}.{key}" if place.name else key
         if not is_storable(key):
             return _Place(_MISSING, name, ())
-        member = f"({place.sql} -> {self._add(key)}::text)"
+        member = f"({place.sql} -> {self.add(key)}::text)"
         trails = tuple((*trail, key) for trail in place.trails)
         if "." in key:
             parts = key.split(".")
-            path = "".join(f" -> {self._add(part)}::text" for part in parts)
+            path = "".join(f" -> {self.add(part)}::text" for part in parts)
             member = f"coalesce({member}, {place.sql}{path})"
             trails += tuple((*trail, *parts) for trail in place.trails)
         return _Place(member, name, trails if len(trails) <= _MOST_TRAILS else ())
 
-    def _contained(self, place: _Place, wanted: object) -> str | None:
+    def contained(self, place: _Place, wanted: object) -> str | None:
         if not place.trails:
             return None
         return _any(
-            f"s.value @> {self._add(json.dumps(_nested(trail, wanted), ensure_ascii=False))}::jsonb"
+            f"s.value @> {self.add(json.dumps(_nested(trail, wanted), ensure_ascii=False))}::jsonb"
             for trail in place.trails
         )
 
-    def _add(self, value: object, style: str = "s") -> str:
+    def add(self, value: object, style: str = "s") -> str:
         name = f"f{len(self.params)}"
         self.params[name] = value
         return f"%({name}){style}"
 
 
 _OPERATORS: dict[str, Callable[[_Compiler, _Place, object], str]] = {
-    "$eq": _Compiler._equal,
-    "$ne": _Compiler._not_equal,
-    "$in": _Compiler._in,
-    "$nin": _Compiler._not_in,
-    "$exists": _Compiler._exists,
-    "$contains": _Compiler._contains,
-    "$not": _Compiler._negated,
-    "$and": _Compiler._and,
-    "$or": _Compiler._or,
+    "$eq": _Compiler.equal,
+    "$ne": _Compiler.unequal,
+    "$in": _Compiler.one_of,
+    "$nin": _Compiler.none_of,
+    "$exists": _Compiler.exists,
+    "$contains": _Compiler.contains,
+    "$not": _Compiler.negated,
+    "$and": _Compiler.every,
+    "$or": _Compiler.some,
 }
 
 

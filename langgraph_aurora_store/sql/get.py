@@ -45,14 +45,12 @@ class Get(NamedTuple):
     op: GetOp
     prefix: str
     key: str
-    renews: bool
 
 
-def plan(place: int, op: GetOp, layout: Layout) -> Get:
+def plan(place: int, op: GetOp) -> Get:
     """Check one operation."""
-    renews = layout.ttl.refresh_on_read if op.refresh_ttl is None else op.refresh_ttl
     key = checked_key(op.namespace, op.key)
-    return Get(place, op, prefix_of(op.namespace), key, renews)
+    return Get(place, op, prefix_of(op.namespace), key)
 
 
 def statement(gets: Sequence[Get], layout: Layout) -> Statement:
@@ -74,7 +72,7 @@ def items(gets: Sequence[Get], rows: Rows) -> tuple[dict[int, Item], list[Addres
             created_at=created_at,
             updated_at=updated_at,
         )
-        if is_due and get.renews:
+        if is_due and get.op.refresh_ttl:
             due.append((get.prefix, get.key))
     return found, due
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from langgraph.store.base import InvalidNamespaceError
 
-from langgraph_aurora_store.errors import InvalidItemError
+from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.sql.values import at, is_storable
 
 Namespace: TypeAlias = tuple[str, ...]
@@ -66,15 +66,36 @@ def checked_key(namespace: Namespace, key: object) -> str:
     return key
 
 
+def check_page(limit: object, offset: object) -> None:
+    """Refuse a page that no list has.
+
+    Raises:
+        ConfigurationError: unless both are whole numbers from 0.
+    """
+    for name, value in (("limit", limit), ("offset", offset)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigurationError(f"{name} must be a whole number from 0, not {value!r}")
+
+
 def under(column: str) -> str:
-    """The condition that a row is in a namespace or below it; see ``span_of`` for its parameters.
+    """The condition that a row is in a namespace or below it; `span_of` has its parameters.
 
     A range under ``text_pattern_ops`` rather than ``LIKE``: an index serves it whatever the
     parameter, and no character of a label means anything.
     """
-    return f"({column} = %(prefix)s OR ({column} ~>=~ %(first)s AND {column} ~<~ %(beyond)s))"
+    return f"({exactly(column)} OR ({below(column)}))"
+
+
+def exactly(column: str) -> str:
+    """The condition that a row is in a namespace itself."""
+    return f"{column} = %(prefix)s"
+
+
+def below(column: str) -> str:
+    """The condition that a row is below a namespace."""
+    return f"{column} ~>=~ %(first)s AND {column} ~<~ %(beyond)s"
 
 
 def span_of(prefix: str) -> dict[str, str]:
-    """The parameters of ``under``: everything below begins with a dot, the character before /."""
+    """The parameters of `under`: what is below begins with a dot, and ends where / would begin."""
     return {"prefix": prefix, "first": f"{prefix}.", "beyond": f"{prefix}/"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from langgraph_aurora_store.config import IndexSettings, TtlSettings
+from langgraph_aurora_store.config import Distance, IndexSettings, TtlSettings
+from langgraph_aurora_store.errors import ConfigurationError
 
 Table = Literal["store", "store_vectors"]
 
@@ -32,34 +33,58 @@ ADDITIONS = (
 )
 
 
+_OPERATORS: dict[Distance, str] = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """A store's tables and settings, as the statements need to know them.
 
     ``schema`` is ``None`` for the search path's. ``embedding_id`` names the embedding model, so
-    that a text is embedded again when the model changes. ``store`` and ``vectors`` are the quoted
-    names of the tables, ready to stand in a statement with parameters.
+    that a text is embedded again when the model changes. ``iterative_scan`` tells whether pgvector
+    is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path. What the
+    properties return is quoted and ready to stand in a statement with parameters.
     """
 
     schema: str | None = None
     index: IndexSettings | None = None
     ttl: TtlSettings = field(default_factory=TtlSettings)
     embedding_id: str | None = None
-
-    def table(self, name: Table) -> str:
-        """The quoted name of a table; a percent sign is doubled, as in any text with parameters."""
-        return ".".join(_quoted(part) for part in (self.schema, name) if part is not None)
+    iterative_scan: bool = True
+    pgvector_schema: str | None = None
 
     @property
     def store(self) -> str:
         """The table of items."""
-        return self.table("store")
+        return _quoted(self.schema, "store")
 
     @property
     def vectors(self) -> str:
         """The table of embeddings."""
-        return self.table("store_vectors")
+        return _quoted(self.schema, "store_vectors")
+
+    @property
+    def embedding_type(self) -> str:
+        """The type of an embedding."""
+        return _quoted(self.pgvector_schema, self.indexed.vector_type)
+
+    @property
+    def distance_operator(self) -> str:
+        """The operator that an index on the embeddings serves."""
+        operator = _OPERATORS[self.indexed.distance]
+        if self.pgvector_schema is None:
+            return operator
+        return f"OPERATOR({_quoted(self.pgvector_schema)}.{operator})"
+
+    @property
+    def indexed(self) -> IndexSettings:
+        """The index settings, where a flow has made sure that there are any."""
+        if self.index is None:
+            raise ConfigurationError("this store has no index")
+        return self.index
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+def _quoted(*names: str | None) -> str:
+    """Names joined by dots; a percent sign is doubled, as in any text with parameters."""
+    quoted = ('"' + name.replace('"', '""') + '"' for name in names if name is not None)
+    return ".".join(quoted).replace("%", "%%")

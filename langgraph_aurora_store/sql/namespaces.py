@@ -11,7 +11,7 @@ from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, MatchC
 
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.filters import compile_filter
-from langgraph_aurora_store.sql.items import ALIVE, Namespace, prefix_of, span_of, under
+from langgraph_aurora_store.sql.items import ALIVE, Namespace, check_page, prefix_of, span_of, under
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
 
@@ -108,17 +108,6 @@ def plan(op: ListNamespacesOp, layout: Layout) -> Statement:
 def listed(rows: Rows) -> list[Namespace]:
     """The namespaces of a reply."""
     return [tuple(labels) for (labels,) in rows]
-
-
-def check_page(limit: object, offset: object) -> None:
-    """Refuse a page that no list has.
-
-    Raises:
-        ConfigurationError: unless both are whole numbers from 0.
-    """
-    for name, value in (("limit", limit), ("offset", offset)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigurationError(f"{name} must be a whole number from 0, not {value!r}")
 
 
 def count_under(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 from langgraph.store.base import (
@@ -25,10 +25,14 @@ from langgraph.store.base import (
 from langgraph_aurora_store.sql import get, namespaces, put, search
 from langgraph_aurora_store.sql.get import Address, Get
 from langgraph_aurora_store.sql.layout import Layout
+from langgraph_aurora_store.sql.nearest import nearest
 from langgraph_aurora_store.sql.put import Writes
 from langgraph_aurora_store.sql.search import Search
 from langgraph_aurora_store.sql.steps import Conversation, Run, Statement
 from langgraph_aurora_store.sql.texts import Embedded, Text, checked, request
+
+if TYPE_CHECKING:
+    from pgvector import HalfVector, Vector
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +78,7 @@ def _sorted_out(ops: Iterable[Op], layout: Layout) -> Batch:
         size += 1
         validate_op_namespace(op)
         if isinstance(op, GetOp):
-            gets.append(get.plan(place, op, layout))
+            gets.append(get.plan(place, op))
         elif isinstance(op, SearchOp):
             searches.append(search.plan(place, op, layout))
         elif isinstance(op, ListNamespacesOp):
@@ -127,13 +131,23 @@ def _read_by_meaning(
     batch: Batch, vectors: Embedded, results: list[Result], layout: Layout
 ) -> Conversation[list[Address]]:
     searches = [s for s in batch.searches if s.query is not None]
+    if not searches:
+        return []
+    # Cosine ranks nothing by a vector without a direction.
+    lost = [s for s in searches if _is_lost(vectors.queries[s.query or ""], layout)]
+    ranked = [s for s in searches if s not in lost]
+    replies = yield from nearest(ranked, vectors.queries, layout)
+    if lost:
+        replies += yield Run(tuple(search.recent(s, layout) for s in lost))
     due: list[Address] = []
-    if searches:
-        replies = yield from search.nearest(searches, vectors.queries, layout)
-        for s, rows in zip(searches, replies, strict=True):
-            results[s.place], late = search.items(s, rows, layout)
-            due += late
+    for s, rows in zip([*ranked, *lost], replies, strict=True):
+        results[s.place], late = search.items(s, rows, layout)
+        due += late
     return due
+
+
+def _is_lost(query: Vector | HalfVector, layout: Layout) -> bool:
+    return layout.indexed.distance == "cosine" and not any(query.to_list())
 
 
 def _renew(due: Sequence[Address], layout: Layout) -> Conversation[None]:

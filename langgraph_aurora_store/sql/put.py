@@ -6,12 +6,11 @@ other but never in a circle. Whoever writes a key's vectors holds the key's row 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from langgraph.store.base import NOT_PROVIDED, PutOp
+from langgraph.store.base import PutOp
 
 from langgraph_aurora_store.errors import InvalidItemError
 from langgraph_aurora_store.sql.items import checked_key, prefix_of
@@ -180,23 +179,22 @@ def _put(op: PutOp, layout: Layout) -> Put:
         return Put(prefix, key, None, None, ())
     document = to_json(op.value, namespace, key)
     checked_index(op.index, namespace, key)
-    texts = tuple(texts_of(namespace, key, op.value, op.index, layout))
-    return Put(prefix, key, document, _ttl(op, layout), texts)
+    texts = texts_of(namespace, key, op.value, op.index, layout)
+    return Put(prefix, key, document, _ttl(op), texts)
 
 
-def _ttl(op: PutOp, layout: Layout) -> float | None:
-    # An operation made without put() can tell "the store's default" from "none" by the sentinel.
-    ttl = layout.ttl.default_ttl if op.ttl is NOT_PROVIDED else op.ttl
+def _ttl(op: PutOp) -> float | None:
+    ttl: object = op.ttl
     if ttl is None:
         return None
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not math.isfinite(ttl):
-        raise InvalidItemError(f"{at(op.namespace, op.key)}: ttl= is minutes or None, not {ttl!r}")
-    if not 0 <= ttl <= _LONGEST_TTL_MINUTES:
-        raise InvalidItemError(
-            f"{at(op.namespace, op.key)}: ttl={ttl} minutes is not within"
-            f" 0 and {_LONGEST_TTL_MINUTES}; None is for ever"
-        )
-    return float(ttl)
+    if isinstance(ttl, (int, float)) and not isinstance(ttl, bool):
+        # Comparisons are false for NaN.
+        if 0 <= ttl <= _LONGEST_TTL_MINUTES:
+            return float(ttl)
+    raise InvalidItemError(
+        f"{at(op.namespace, op.key)}: ttl= is minutes from 0 to {_LONGEST_TTL_MINUTES},"
+        f" or None for ever, not {ttl!r}"
+    )
 
 
 def _addresses(puts: Sequence[Put]) -> dict[str, list[object]]:
@@ -236,7 +234,7 @@ def _sql(layout: Layout) -> _Texts:
     names = {
         "store": layout.store,
         "vectors": layout.vectors,
-        "type": layout.index.vector_type if layout.index else "vector",
+        "type": layout.embedding_type if layout.index else "",
     }
     known = _KNOWN.format(**names)
     return _Texts(

@@ -1,9 +1,9 @@
-"""Finding items: by recency, or by meaning among vectors, in one statement as a rule."""
+"""Finding items by namespace and filter: the newest first, or the nearest to a query."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from langgraph.store.base import SearchItem, SearchOp
 
@@ -13,17 +13,15 @@ from langgraph_aurora_store.sql.get import Address
 from langgraph_aurora_store.sql.items import (
     ALIVE,
     DUE,
+    check_page,
     namespace_of,
     prefix_of,
     span_of,
     under,
 )
 from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.namespaces import check_page
-from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
-
-if TYPE_CHECKING:
-    from pgvector import HalfVector, Vector
+from langgraph_aurora_store.sql.nearest import score
+from langgraph_aurora_store.sql.steps import Rows, Statement
 
 _RECENT = """
 SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due}, NULL::float8
@@ -33,32 +31,26 @@ ORDER BY s.updated_at DESC, s.prefix COLLATE "C", s.key COLLATE "C"
 LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 """
 
-_EXACT = """
-WITH best AS MATERIALIZED (
-    SELECT v.prefix, v.key, min(v.embedding {operator} %(query)b::{type}) AS distance
-    FROM {vectors} AS v JOIN {store} AS s ON s.prefix = v.prefix AND s.key = v.key
-    WHERE {within} AND {alive} AND {condition}
-    GROUP BY v.prefix, v.key
-)
-SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due}, b.distance
-FROM best AS b JOIN {store} AS s ON s.prefix = b.prefix AND s.key = b.key
-WHERE b.distance < 'infinity'
-ORDER BY b.distance, s.prefix COLLATE "C", s.key COLLATE "C"
-LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
-"""
-
-_OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
-
 
 class Search(NamedTuple):
-    """A ``SearchOp``, checked, and its place in the batch."""
+    """A ``SearchOp``, checked, and its place in the batch; a blank ``query`` is ``None``."""
 
     place: int
     op: SearchOp
     prefix: str
     condition: Condition
     query: str | None
-    renews: bool
+
+    @property
+    def needed(self) -> int:
+        """How many items there are up to the end of the page."""
+        return self.op.limit + self.op.offset
+
+    @property
+    def params(self) -> dict[str, object]:
+        """The parameters of its namespace, filter and page."""
+        page = {"limit": self.op.limit, "offset": self.op.offset}
+        return self.condition.params | span_of(self.prefix) | page
 
 
 def plan(place: int, op: SearchOp, layout: Layout) -> Search:
@@ -75,27 +67,14 @@ def plan(place: int, op: SearchOp, layout: Layout) -> Search:
             "query= searches by meaning, and this store has no index: make it with"
             " index={'embed': ..., 'dims': ...}, or search without query="
         )
-    renews = layout.ttl.refresh_on_read if op.refresh_ttl is None else op.refresh_ttl
     prefix = prefix_of(op.namespace_prefix)
-    return Search(place, op, prefix, compile_filter(op.filter), query, renews)
+    return Search(place, op, prefix, compile_filter(op.filter), query)
 
 
 def recent(search: Search, layout: Layout) -> Statement:
     """The newest items of a namespace."""
-    return _statement(_RECENT, search, layout, "s.prefix")
-
-
-def nearest(
-    searches: Sequence[Search], vectors: Mapping[str, Vector | HalfVector], layout: Layout
-) -> Conversation[list[Rows]]:
-    """The rows of each search, nearest first."""
-    reply = yield Run(
-        tuple(
-            _statement(_EXACT, search, layout, "v.prefix", vectors[search.query or ""])
-            for search in searches
-        )
-    )
-    return list(reply)
+    text = _recent(layout, search.condition.sql, is_bounded=bool(search.prefix))
+    return Statement(text, search.params)
 
 
 def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem], list[Address]]:
@@ -107,40 +86,15 @@ def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem],
             value=value,
             created_at=created_at,
             updated_at=updated_at,
-            score=None if distance is None else _score(distance, layout),
+            score=None if distance is None else score(distance, layout),
         )
-        for prefix, key, value, created_at, updated_at, _, distance in rows
+        for prefix, key, value, created_at, updated_at, _, distance, *_ in rows
     ]
-    return found, [(row[0], row[1]) for row in rows if row[5]] if search.renews else []
+    return found, [(row[0], row[1]) for row in rows if row[5]] if search.op.refresh_ttl else []
 
 
-def _statement(
-    template: str,
-    search: Search,
-    layout: Layout,
-    column: str,
-    query: Vector | HalfVector | None = None,
-) -> Statement:
-    index = layout.index
-    text = template.format(
-        store=layout.store,
-        vectors=layout.vectors,
-        within=under(column) if search.prefix else "true",
-        alive=ALIVE,
-        due=DUE,
-        condition=search.condition.sql,
-        operator=_OPERATORS[index.distance] if index else "",
-        type=index.vector_type if index else "",
-    )
-    params = search.condition.params | span_of(search.prefix)
-    params |= {"limit": search.op.limit, "offset": search.op.offset}
-    if query is not None:
-        params["query"] = query
-    return Statement(text.encode(), params)
-
-
-def _score(distance: float, layout: Layout) -> float:
-    """Higher is nearer: cosine similarity, negative Euclidean distance, or inner product."""
-    if layout.index is not None and layout.index.distance == "cosine":
-        return 1.0 - distance
-    return -distance
+@lru_cache(maxsize=256)
+def _recent(layout: Layout, condition: str, *, is_bounded: bool) -> bytes:
+    within = under("s.prefix") if is_bounded else "true"
+    names = {"store": layout.store, "due": DUE, "alive": ALIVE}
+    return _RECENT.format(within=within, condition=condition, **names).encode()

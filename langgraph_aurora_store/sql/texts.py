@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langgraph.store.base import get_text_at_path, tokenize_path
 
@@ -57,19 +57,20 @@ def texts_of(
     namespace: tuple[str, ...],
     key: str,
     value: Mapping[str, Any],
-    index: Sequence[str] | bool | None,
+    index: Sequence[str] | Literal[False] | None,
     layout: Layout,
-) -> Iterator[Text]:
-    """The texts of a value, blank ones left out, one for each field name."""
+) -> tuple[Text, ...]:
+    """The texts of a value, one for each field name; there is nothing to find in a blank one."""
     if layout.index is None or index is False:
-        return
-    paths = layout.index.fields if index is None or index is True else index
-    named = {
-        name: text for path in paths for name, text in _named(path, value) if not text.isspace()
-    }
-    for name, text in named.items():
-        if text:
-            yield Text(namespace, key, name, text, _digest(text, layout))
+        return ()
+    paths = layout.index.fields if index is None else index
+    origin = f"{layout.embedding_id or ''}\0{layout.index.dims}\0"
+    named = dict(pair for path in paths for pair in _named(path, value))
+    return tuple(
+        Text(namespace, key, name, text, hashlib.sha256((origin + text).encode()).digest())
+        for name, text in named.items()
+        if text.strip()
+    )
 
 
 def request(documents: Sequence[Text], queries: Sequence[str]) -> Embed:
@@ -109,12 +110,6 @@ def _named(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 @lru_cache(maxsize=1024)
 def _tokens(path: str) -> str | list[str]:
     return path if path == "$" else tokenize_path(path)
-
-
-def _digest(text: str, layout: Layout) -> bytes:
-    assert layout.index is not None
-    origin = f"{layout.embedding_id or ''}\0{layout.index.dims}\0"
-    return hashlib.sha256((origin + text).encode()).digest()
 
 
 def _by_text(

@@ -53,24 +53,26 @@ def is_storable(text: str) -> bool:
 
 
 def _faults(value: object, path: str) -> Iterator[tuple[str, str]]:
-    if value is None or isinstance(value, (bool, int)):
-        return
-    if isinstance(value, str):
+    if isinstance(value, dict):
+        yield from _faults_of_members(value, path)
+    elif isinstance(value, (list, tuple)):
+        for position, inner in enumerate(value):
+            yield from _faults(inner, f"{path}[{position}]")
+    elif isinstance(value, str):
         if not is_storable(value):
             yield path, "text with a NUL character or a lone surrogate cannot be stored"
     elif isinstance(value, float):
         if not math.isfinite(value):
             yield path, "JSON has no NaN and no infinity"
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                yield path or "$", f"keys must be text, not {type(name).__name__}"
-            elif not is_storable(name):
-                yield path or "$", "a key holds a NUL character or a lone surrogate"
-            else:
-                yield from _faults(inner, f"{path}.{name}" if path else name)
-    elif isinstance(value, (list, tuple)):
-        for position, inner in enumerate(value):
-            yield from _faults(inner, f"{path}[{position}]")
-    else:
-        yield path or "$", f"{type(value).__name__} is not a JSON type"
+    elif value is not None and not isinstance(value, int):
+        yield path, f"{type(value).__name__} is not a JSON type"
+
+
+def _faults_of_members(value: dict[object, object], path: str) -> Iterator[tuple[str, str]]:
+    for name, inner in value.items():
+        if not isinstance(name, str):
+            yield path or "$", f"keys must be text, not {type(name).__name__}"
+        elif not is_storable(name):
+            yield path or "$", "a key holds a NUL character or a lone surrogate"
+        else:
+            yield from _faults(inner, f"{path}.{name}" if path else name)
