@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import weakref
+from collections import deque
 from typing import Any
 
 import psycopg
@@ -38,6 +39,9 @@ __all__ = [
 
 
 logger = logging.getLogger(__name__)
+
+# How long callers wait for another connection of the pool after one more was refused.
+_GRACE_S = 0.5
 
 
 class _PoolName(str):
@@ -161,13 +165,21 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     # As `ConnectionPool.close` of psycopg_pool 3.3 does: nothing public fails a waiting caller.
     def _tell_waiting(self) -> None:
         trouble = self._health.trouble
-        if trouble is None or self._health.is_alive():
+        if trouble is None:
             return
         with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for position in waiting:
-            position.fail(_Refused(trouble))
+            told = set(self._waiting)
+
+        def tell() -> None:
+            with self._lock:
+                self._waiting = deque(who for who in self._waiting if who not in told)
+            for position in told:
+                position.fail(_Refused(trouble))
+
+        if self._health.is_alive():
+            self._sched.enter(_GRACE_S, tell)
+        else:
+            tell()
 
 
 class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
@@ -272,13 +284,21 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
     # As in the blocking twin.
     async def _tell_waiting(self) -> None:
         trouble = self._health.trouble
-        if trouble is None or self._health.is_alive():
+        if trouble is None:
             return
         async with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for position in waiting:
-            await position.fail(_Refused(trouble))
+            told = set(self._waiting)
+
+        async def tell() -> None:
+            async with self._lock:
+                self._waiting = deque(who for who in self._waiting if who not in told)
+            for position in told:
+                await position.fail(_Refused(trouble))
+
+        if self._health.is_alive():
+            await self._sched.enter(_GRACE_S, tell)
+        else:
+            await tell()
 
 
 def make_pool(connector: Connector, settings: PoolSettings) -> AuroraPool:
