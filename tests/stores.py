@@ -1,0 +1,134 @@
+"""Stores for tests: the twins under one set of names, and embedders that need no network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+from langgraph.store.postgres import AsyncPostgresStore
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+from langgraph_aurora_store.local import LocalAurora
+
+DIMS = 8
+
+
+class Letters(Embeddings):
+    """Counts the letters of a text, folded into a few dimensions: alike texts are near.
+
+    Every component is positive, so no two texts are orthogonal and none has a zero vector.
+    """
+
+    def __init__(self, dims: int = DIMS) -> None:
+        self.dims = dims
+        self.documents: list[list[str]] = []
+        """The texts of each request, in order."""
+        self.queries: list[str] = []
+        self._lock = threading.Lock()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        with self._lock:
+            self.documents.append(list(texts))
+        return [self.vector(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        with self._lock:
+            self.queries.append(text)
+        return self.vector(text)
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self.embed_documents(texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        return self.embed_query(text)
+
+    def vector(self, text: str) -> list[float]:
+        vector = [0.1] * self.dims
+        for letter in text:
+            vector[ord(letter) % self.dims] += 1
+        return vector
+
+
+class Table(Embeddings):
+    """Knows the vector of every text beforehand."""
+
+    def __init__(self, vectors: dict[str, Sequence[float]]) -> None:
+        self._vectors = vectors
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [list(self._vectors[text]) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return list(self._vectors[text])
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self.embed_documents(texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        return self.embed_query(text)
+
+
+class Twin:
+    """A store of either kind, awaited by the names of the blocking one."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.is_async = isinstance(store, AsyncPostgresStore)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if self.is_async:
+            return getattr(self.store, f"a{name}", None) or getattr(self.store, name)
+        method = getattr(self.store, name)
+
+        async def call(*args: object, **kwargs: object) -> object:
+            return method(*args, **kwargs)
+
+        return call
+
+
+KINDS = ("blocking-connection", "blocking-pool", "asyncio-connection", "asyncio-pool")
+CLUSTER_KINDS = ("blocking-cluster", "asyncio-cluster")
+
+
+@asynccontextmanager
+async def opened(
+    kind: str, aurora: LocalAurora, database: str, **settings: Any
+) -> AsyncIterator[Twin]:
+    """A store of one of ``KINDS``; or of ``CLUSTER_KINDS``, from the name and through the gate."""
+    flavour, _, way = kind.partition("-")
+    dsn = f"{aurora.admin_dsn_for(database)} user={aurora.user}"
+    async with AsyncExitStack() as stack:
+        if way == "cluster":
+            cls = AuroraStore if flavour == "blocking" else AsyncAuroraStore
+            store: Any = cls.from_cluster(
+                aurora.identifier,
+                user=aurora.user,
+                database=database,
+                session=aurora.session,
+                sslrootcert=aurora.sslrootcert,
+                **settings,
+            )
+            twin = Twin(store)
+            stack.push_async_callback(twin.close)
+        elif flavour == "blocking":
+            config = {"min_size": 1, "max_size": 4} if way == "pool" else None
+            store = stack.enter_context(
+                AuroraStore.from_conn_string(dsn, pool_config=config, **settings)
+            )
+        else:
+            config = {"min_size": 1, "max_size": 4} if way == "pool" else None
+            store = await stack.enter_async_context(
+                AsyncAuroraStore.from_conn_string(dsn, pool_config=config, **settings)
+            )
+        yield Twin(store)
+
+
+def pool_of(store: Any) -> ConnectionPool | AsyncConnectionPool:
+    """The pool a store was made on."""
+    pool = store.conn
+    assert isinstance(pool, ConnectionPool | AsyncConnectionPool)
+    return pool
