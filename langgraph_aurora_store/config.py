@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from langgraph_aurora_store.errors import ConfigurationError
 
@@ -214,8 +214,7 @@ def _minutes(name: str, value: object) -> float | None:
     return float(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectDefaults:
+class ConnectDefaults(NamedTuple):
     """What the environment says of where to connect; ``None`` where it says nothing."""
 
     cluster: str | None

@@ -6,9 +6,9 @@ import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from langgraph_aurora_store.connect.aws import Aws, Session
-from langgraph_aurora_store.connect.lookup import Description, connect_resource, describe
 from langgraph_aurora_store.connect.names import (
     ClusterName,
     EndpointName,
@@ -18,6 +18,9 @@ from langgraph_aurora_store.connect.names import (
     reader_host,
 )
 from langgraph_aurora_store.errors import ConfigurationError, HostNotFoundError
+
+if TYPE_CHECKING:
+    from langgraph_aurora_store.connect.lookup import Description
 
 # The port of Aurora PostgreSQL unless it was made with another; RDS Proxy has no other.
 DEFAULT_PORT = 5432
@@ -143,10 +146,12 @@ class Cluster:
             region=found.region,
             database=self._database or found.database,
             iam_enabled=found.iam_enabled,
-            connect_resource=connect_resource(found),
+            connect_resource=found.connect_resource,
         )
 
     def _describe(self, name: ClusterName) -> Description:
+        from langgraph_aurora_store.connect.lookup import describe
+
         with self._lock:
             if self._description is None:
                 region = name.region or self._aws.region(self._environ)
@@ -168,7 +173,7 @@ def _with_region(
             f"region={region!r} contradicts {name!r}, which is in {parsed.region!r}; leave region="
             " out"
         )
-    return replace(parsed, region=parsed.region or region)
+    return parsed._replace(region=parsed.region or region)
 
 
 def resolve(alias: str, port: int) -> str:

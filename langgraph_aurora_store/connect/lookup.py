@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from langgraph_aurora_store.connect.aws import Aws, hush
 from langgraph_aurora_store.connect.names import ClusterName
@@ -36,18 +35,20 @@ _ENDPOINT_INSTEAD = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What RDS says of a cluster. ``iam_enabled``: whether it accepts IAM tokens."""
+class Description(NamedTuple):
+    """What RDS says of a cluster.
+
+    ``iam_enabled``: whether it accepts IAM tokens. ``connect_resource``: the ARN, up to the user,
+    that an IAM policy for ``rds-db:connect`` names.
+    """
 
     writer: str
     reader: str
     port: int
     database: str | None
     iam_enabled: bool
-    resource_id: str
-    arn: str
     region: str
+    connect_resource: str | None
 
 
 def describe(name: ClusterName, region: str, aws: Aws) -> Description:
@@ -104,19 +105,19 @@ def _read(clusters: list[DBClusterTypeDef], name: ClusterName, region: str) -> D
         port=found.get("Port") or 5432,
         database=found.get("DatabaseName") or None,
         iam_enabled=bool(found.get("IAMDatabaseAuthenticationEnabled")),
-        resource_id=found.get("DbClusterResourceId", ""),
-        arn=found.get("DBClusterArn", ""),
         region=region,
+        connect_resource=_connect_resource(
+            found.get("DBClusterArn", ""), found.get("DbClusterResourceId", "")
+        ),
     )
 
 
-def connect_resource(description: Description) -> str | None:
-    """The ARN, up to the user, that an IAM policy for ``rds-db:connect`` names."""
-    found = re.fullmatch(r"arn:([^:]+):rds:([^:]+):(\d+):cluster:.+", description.arn)
-    if not found or not description.resource_id:
+def _connect_resource(arn: str, resource_id: str) -> str | None:
+    found = re.fullmatch(r"arn:([^:]+):rds:([^:]+):(\d+):cluster:.+", arn)
+    if not found or not resource_id:
         return None
     partition, region, account = found.groups()
-    return f"arn:{partition}:rds-db:{region}:{account}:dbuser:{description.resource_id}"
+    return f"arn:{partition}:rds-db:{region}:{account}:dbuser:{resource_id}"
 
 
 def _explain(error: ClientError, name: ClusterName, region: str) -> AuroraStoreError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from langgraph_aurora_store.errors import ConfigurationError
 
@@ -35,8 +34,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z](?:-?[A-Za-z0-9])*")
 _HOST = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_:])?")
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointName:
+class EndpointName(NamedTuple):
     """A host name, and what it says of itself; ``region`` is ``None`` where it says nothing."""
 
     host: str
@@ -44,8 +42,7 @@ class EndpointName:
     region: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterName:
+class ClusterName(NamedTuple):
     """A cluster identifier to look up; an ARN also names its region."""
 
     identifier: str

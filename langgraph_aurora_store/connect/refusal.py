@@ -6,7 +6,7 @@ libpq reports failed attempts as text only, without an SQLSTATE, so this reads t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 
@@ -34,9 +34,12 @@ _CLASSES: tuple[tuple[type[ConnectError], re.Pattern[str]], ...] = (
     (
         AuthenticationError,
         re.compile(
-            r"authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects"
+            r"(?i:authentication failed)|no pg_hba\.conf entry|pg_hba\.conf rejects"
             r"|role .* does not exist|is not permitted to log in|no password supplied"
             r"|permission denied for database"
+            # RDS Proxy, "Common issues when connecting to a proxy" in the Aurora user guide.
+            r"|has no credentials for the role|password that was provided for the role"
+            r"|IAM authentication is allowed only|requires TLS connections"
         ),
     ),
     (DatabaseNotFoundError, re.compile(r"database .* does not exist")),
@@ -55,18 +58,18 @@ _TRANSIENT = re.compile(
     r"the database system is|connection refused|server closed the connection unexpectedly"
     r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
     r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
-    r"|the connection is lost|the port is open",
+    r"|the connection is lost|the port is open|timed.out waiting to acquire database connection",
     re.IGNORECASE,
 )
 # 08 connection exceptions, 53300 too many connections, 57P01-03 shutdown, crash and starting up:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_SQLSTATES = re.compile(r"08\w{3}|53300|57P0[123]")
+_NO_WAY = r"unreachable|No route to host"
 _OPEN = "; the port is open, but nothing answered in time"
 _PREFIX = re.compile(r"^(?:connection failed: )?(?:connection to server at .*? failed: )?")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where and as whom a connection was tried, for messages; no secret is in it."""
 
     user: str
@@ -125,7 +128,7 @@ def is_silence(error: BaseException) -> bool:
     """Whether nothing answered: a wrong name or a closed way in at first, trouble later on."""
     if isinstance(error, HostNotFoundError | ConnectTimeoutError):
         return True
-    return isinstance(error, ConnectError) and "unreachable" in str(error)
+    return isinstance(error, ConnectError) and bool(re.search(_NO_WAY, str(error)))
 
 
 def again(error: Exception) -> Exception:
@@ -167,7 +170,9 @@ def _advice(found: type[ConnectError], target: Target, text: str) -> str:
 
 
 def _authentication_advice(target: Target, text: str) -> str:
-    if "no encryption" in text:
+    if "has no credentials for the role" in text:
+        return f"; RDS Proxy needs a secret of its own for {target.user!r}: aws rds modify-db-proxy"
+    if "no encryption" in text or "requires TLS" in text or "only with SSL" in text:
         return "; the server demands TLS: leave sslmode at its default, 'verify-full'"
     if "permission denied for database" in text:
         return f'; GRANT CONNECT ON DATABASE "{target.database}" TO "{target.user}"'
@@ -181,9 +186,9 @@ def _authentication_advice(target: Target, text: str) -> str:
     )
     return (
         f'; check that the role exists and is granted it: GRANT rds_iam TO "{target.user}"; that'
-        f" the AWS identity may rds-db:connect on {resource}/{target.user}; that this machine's"
-        " clock is right, as a token holds for 900 s; and that the endpoint is the cluster's own,"
-        " as a token cannot be signed for a CNAME"
+        f" the AWS identity may rds-db:connect on {resource}/{target.user}; that its credentials"
+        " have not expired, and this machine's clock is right, as a token holds for 900 s; and that"
+        " the endpoint is the cluster's own, as a token cannot be signed for a CNAME"
     )
 
 
