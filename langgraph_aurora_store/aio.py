@@ -5,77 +5,25 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, cast
 
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
-from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
 from langgraph.store.postgres.aio import AsyncPostgresStore
-from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, Capabilities
-from psycopg.rows import TupleRow, tuple_row
+from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
+from psycopg import AsyncPipeline, Capabilities
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
-from langgraph_aurora_store import vectors
 from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
-from langgraph_aurora_store.connect.connector import Connector
-from langgraph_aurora_store.connect.pool import AsyncAuroraPool, make_async_pool
-from langgraph_aurora_store.connect.settings import PoolSettings
-from langgraph_aurora_store.embeddings.labels import text_labels
-from langgraph_aurora_store.engine import Engine, labels_of
+from langgraph_aurora_store.drivers import AsyncConn, AsyncDriver
+from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.lifetime import AsyncOwnPool
 from langgraph_aurora_store.loops import call_from_thread
 from langgraph_aurora_store.lost_writes import lost_writes_logged
-from langgraph_aurora_store.sql.steps import (
-    Conversation,
-    Embed,
-    Execute,
-    Pause,
-    Rows,
-    Run,
-    Statement,
-    Step,
-    Vectors,
-)
 from langgraph_aurora_store.sweeper import sweep_for_ever
 from langgraph_aurora_store.tick import Tick
-
-T = TypeVar("T")
-Conn: TypeAlias = AsyncConnection[Any]
-
-
-class AsyncOwnPool:
-    """A pool for each event loop, made when one first asks for it, and again after `close`."""
-
-    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
-        self._connector = connector
-        self._settings = settings
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAuroraPool] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    async def get(self) -> AsyncAuroraPool:
-        """The open pool of the running loop."""
-        loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            self._abandon_closed()
-            pool = self._pools[loop] = make_async_pool(self._connector, self._settings)
-        await pool.open()
-        return pool
-
-    async def close(self) -> None:
-        """Close the running loop's pool, if there is one."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.close()
-
-    def _abandon_closed(self) -> None:
-        """Close the sockets of pools whose loop has ended: nothing can be awaited there again."""
-        for loop in [loop for loop in self._pools if loop.is_closed()]:
-            # psycopg_pool 3.3 has nothing public that closes without a loop.
-            for connection in self._pools.pop(loop)._pool:  # noqa: SLF001
-                connection.pgconn.finish()
 
 
 class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
@@ -95,7 +43,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     def __init__(
         self,
-        conn: Conn | AsyncConnectionPool[Any],
+        conn: AsyncConn | AsyncConnectionPool[Any],
         *,
         pipe: AsyncPipeline | None = None,
         deserializer: Deserializer | None = None,
@@ -114,7 +62,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         conn: Any,
         engine: Engine,
         *,
-        pipe: AsyncPipeline | None = None,
+        pipe: Any = None,
         deserializer: Deserializer | None = None,
     ) -> None:
         # Not the parent's constructor: it wants a running loop and starts a task on it.
@@ -124,7 +72,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self.supports_pipeline = Capabilities().has_pipeline()
         self._deserializer = deserializer
         self._task = None
-        self._loop = None  # that the store was used on last
+        # The loop that the store was used on last; the parent's is that of its making.
+        self._loop = cast("asyncio.AbstractEventLoop", None)
         self._engine = engine
         self.embeddings, self.index_config = engine.embeddings, engine.index_config
         self.ttl_config = engine.ttl_config
@@ -134,8 +83,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self._ticks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Tick] = (
             weakref.WeakKeyDictionary()
         )
-        self._registered: weakref.WeakSet[Conn] = weakref.WeakSet()
-        self._vector_types: list[TupleRow] = []
+        self._driver = AsyncDriver(engine)
 
     @override
     @classmethod
@@ -198,7 +146,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         await self.close()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Conn]:
+    async def connection(self) -> AsyncIterator[AsyncConn]:
         """A connection of the store's, for SQL of your own; nobody else uses it in the block."""
         conn = await self.conn.get() if isinstance(self.conn, AsyncOwnPool) else self.conn
         if isinstance(conn, AsyncConnectionPool):
@@ -259,7 +207,9 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Raises:
             InvalidFilterError: the filter means nothing.
         """
-        return await self._drive(self._engine.count(namespace_prefix, filter))
+        return await self._driver.drive(
+            self._engine.count(namespace_prefix, filter), self.connection
+        )
 
     async def adelete_namespace(self, namespace_prefix: tuple[str, ...]) -> int:
         """Delete the items in a namespace and below it, and return how many there were.
@@ -269,7 +219,9 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Raises:
             InvalidNamespaceError: for the empty namespace, which holds everything.
         """
-        return await self._drive(self._engine.delete_namespace(namespace_prefix))
+        return await self._driver.drive(
+            self._engine.delete_namespace(namespace_prefix), self.connection
+        )
 
     @override
     async def setup(self) -> None:
@@ -280,7 +232,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             SchemaError: a right or the vector extension is missing; `ddl` is for who has it.
         """
         async with self.connection() as conn:
-            await self._drive(self._engine.setup(), conn)
+            await self._driver.drive_on(self._engine.setup(), conn)
 
     # expiry
 
@@ -291,7 +243,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Returns:
             How many were deleted.
         """
-        return await self._drive(self._engine.sweep())
+        return await self._driver.drive(self._engine.sweep(), self.connection)
 
     @override
     async def start_ttl_sweeper(
@@ -330,7 +282,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def __del__(self) -> None:
         """The parent cancels its queue's task here; there is none."""
 
-    # the driver
+    # how operations travel
 
     def _tick(self) -> Tick:
         loop = self._loop = asyncio.get_running_loop()
@@ -344,73 +296,4 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         return await self._batch(ops)
 
     async def _batch(self, ops: Iterable[Op]) -> list[Result]:
-        return await self._drive(self._engine.batch(ops))
-
-    async def _drive(self, flow: Conversation[T], conn: Conn | None = None) -> T:
-        """Perform a flow's steps; on ``conn`` where given, else on a connection for each `Run`."""
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    reply = await self._perform(step, conn)
-                except Exception as exc:  # noqa: BLE001 - the flow decides what to make of it
-                    step = flow.throw(exc)
-                else:
-                    step = flow.send(reply)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-    async def _perform(self, step: Step, conn: Conn | None) -> object:
-        if isinstance(step, Embed):
-            return await self._embed(step)
-        if isinstance(step, Pause):
-            return await asyncio.sleep(step.seconds)
-        if conn is None:
-            async with self.connection() as own:
-                return await self._on(own, step)
-        # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
-        return await self._on(conn, step, prepare=False)
-
-    async def _embed(self, step: Embed) -> Vectors:
-        assert self.embeddings is not None  # noqa: S101 - no flow embeds without an index
-        documents: list[list[float]] = []
-        if step.documents:
-            with text_labels(labels_of(step.labels)):
-                documents = await self.embeddings.aembed_documents(list(step.documents))
-        return Vectors(
-            documents,
-            await asyncio.gather(*(self.embeddings.aembed_query(q) for q in step.queries)),
-        )
-
-    async def _on(self, conn: Conn, step: Run | Execute, *, prepare: bool | None = None) -> object:
-        await self._register(conn)
-        if isinstance(step, Execute):
-            return await _rows(await _send(conn, step.statement, prepare=prepare))
-        # Without BEGIN a pipeline is one transaction up to its end, and costs one round trip.
-        async with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
-            cursors = [
-                await _send(conn, statement, prepare=prepare) for statement in step.statements
-            ]
-        return [await _rows(cursor) for cursor in cursors]
-
-    async def _register(self, conn: Conn) -> None:
-        """Teach a connection pgvector's types, once the database has them."""
-        if self.embeddings is None or conn in self._registered:
-            return
-        if not self._vector_types:
-            self._vector_types = await _rows(await _send(conn, Statement(vectors.TYPES)))
-        if self._vector_types:
-            vectors.register(conn, self._vector_types)
-            self._registered.add(conn)
-
-
-async def _send(
-    conn: Conn, statement: Statement, *, prepare: bool | None = None
-) -> AsyncCursor[TupleRow]:
-    cursor = conn.cursor(binary=True, row_factory=tuple_row)
-    return await cursor.execute(statement.sql, statement.params or None, prepare=prepare)
-
-
-async def _rows(cursor: AsyncCursor[TupleRow]) -> Rows:
-    return Rows(await cursor.fetchall() if cursor.description else (), cursor.rowcount)
+        return await self._driver.drive(self._engine.batch(ops), self.connection)

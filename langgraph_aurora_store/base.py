@@ -11,9 +11,10 @@ from langgraph.store.base import TTLConfig
 from langgraph.store.postgres.base import PostgresIndexConfig
 
 from langgraph_aurora_store.config import connect_defaults
-from langgraph_aurora_store.connect.connector import Connector, make_connector
+from langgraph_aurora_store.connect.connector import make_connector
 from langgraph_aurora_store.connect.settings import PoolSettings, Profile
 from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.lifetime import AsyncOwnPool, OwnPool
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.connect.aws import Session
@@ -26,8 +27,7 @@ class BaseAuroraStore:
     """Made from a cluster's name; blocking or asyncio is the subclass's to say."""
 
     _engine: Engine
-    # Makes what a store holds until its first use, from the connector and the pool's settings.
-    _own_pool: ClassVar[Callable[[Connector, PoolSettings], Any]]
+    _own_pool: ClassVar[type[OwnPool | AsyncOwnPool]]
 
     @classmethod
     def from_cluster(
@@ -99,15 +99,29 @@ class BaseAuroraStore:
         store._begin(cls._own_pool(connector, settings), engine, deserializer=deserializer)
         return store
 
-    def _begin(self, conn: Any, engine: Engine, **rest: Any) -> None:
+    def _begin(
+        self,
+        conn: Any,
+        engine: Engine,
+        *,
+        pipe: Any = None,
+        deserializer: Deserializer | None = None,
+    ) -> None:
+        """What the constructors do, once there is an engine."""
         raise NotImplementedError
 
-    def ddl(self) -> str:
+    def ddl(self, *, role: str | None = None, concurrently: bool = True) -> str:
         """The SQL that `setup` would run, for an administrator; safe to run again.
 
         Afterwards ``setup()`` finds nothing to do and needs no rights of its own.
 
+        Args:
+            role: the store's role, which is granted what it needs; ``None`` leaves the grants as
+                comments.
+            concurrently: build indexes while the tables are in use, which cannot be done in a
+                transaction; pass ``False`` for a tool that runs the script as one.
+
         Raises:
             ConfigurationError: the vectors' dimensions are unknown; pass ``dims`` in ``index``.
         """
-        return self._engine.ddl()
+        return self._engine.ddl(role=role, concurrently=concurrently)

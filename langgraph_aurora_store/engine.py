@@ -12,11 +12,13 @@ from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchO
 
 from langgraph_aurora_store.config import IndexSettings, TtlSettings
 from langgraph_aurora_store.embeddings import resolve
+from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.sql.ddl import ddl
 from langgraph_aurora_store.sql.drift import check
 from langgraph_aurora_store.sql.expiry import sweep
 from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.plan import converse
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
+from langgraph_aurora_store.sql.plan import converse
 from langgraph_aurora_store.sql.schema import setup
 from langgraph_aurora_store.sql.steps import Conversation, Embed, Label
 
@@ -56,11 +58,21 @@ class Engine:
         dims = None
         if index is not None:
             resolved = resolve(
-                index.get("embed"), dims=index.get("dims"), session=session, region=region
+                cast("Embeddings", index.get("embed")),
+                dims=index.get("dims"),
+                session=session,
+                region=region,
             )
             self.embeddings, dims = resolved.embeddings, resolved.dims
         if index is None or dims is not None or index.get("dims") is not None:
             self._configure(dims)
+
+    @property
+    def embedder(self) -> Embeddings:
+        """The embedding model; no flow asks for one in a store without an index."""
+        if self.embeddings is None:
+            raise ConfigurationError("this store has no index: make it with index={'embed': ...}")
+        return self.embeddings
 
     def batch(self, ops: Iterable[Op]) -> Conversation[list[Result]]:
         """The results of a batch of operations, in order; all of its writes or none."""
@@ -97,6 +109,14 @@ class Engine:
             return None
         return 60 * (minutes or self.ttl.sweep_interval_minutes or _SWEEP_INTERVAL_MINUTES)
 
+    def ddl(self, *, role: str | None, concurrently: bool) -> str:
+        """The script that `setup` spares an administrator, or lets one run."""
+        if self._layout is None:
+            raise ConfigurationError(
+                "the embedding model's dimensions are unknown; pass index={'dims': ...}"
+            )
+        return ddl(self._layout, role=role, concurrently=concurrently)
+
     def ready(self) -> Conversation[Layout]:
         """The layout, once the database has been seen to hold what it says."""
         if self._ready is None:
@@ -110,7 +130,7 @@ class Engine:
         if self._layout is None:
             vectors = yield Embed((), (_PROBE,))
             self._configure(len(vectors.queries[0]))
-        return cast(Layout, self._layout)
+        return cast("Layout", self._layout)
 
     def _configure(self, dims: int | None) -> None:
         settings = None
@@ -126,7 +146,8 @@ class Engine:
 
     def _with_defaults(self, op: Op) -> Op:
         """Apply the TTL configuration where an operation says that it leaves it open."""
-        if isinstance(op, PutOp) and op.ttl is NOT_PROVIDED:
+        # LangGraph's own types know neither of the two, its methods pass neither.
+        if isinstance(op, PutOp) and cast("object", op.ttl) is NOT_PROVIDED:
             return op._replace(ttl=self.ttl.default_ttl)
         if isinstance(op, (GetOp, SearchOp)) and op.refresh_ttl is None:
             return op._replace(refresh_ttl=self.ttl.refresh_on_read)

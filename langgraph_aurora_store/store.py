@@ -3,77 +3,24 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextvars
-import os
-import threading
-import time
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self
 
 from langgraph.store.base import Op, Result, TTLConfig
 from langgraph.store.postgres import PostgresStore
 from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
-from psycopg import Connection, Cursor, Pipeline
-from psycopg.rows import TupleRow, tuple_row
+from psycopg import Pipeline
 from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
-from langgraph_aurora_store import vectors
 from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
-from langgraph_aurora_store.connect.connector import Connector
-from langgraph_aurora_store.connect.pool import AuroraPool, make_pool
-from langgraph_aurora_store.connect.settings import PoolSettings
-from langgraph_aurora_store.embeddings.labels import text_labels
-from langgraph_aurora_store.engine import Engine, labels_of
+from langgraph_aurora_store.drivers import Conn, Driver
+from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.lifetime import OwnPool
 from langgraph_aurora_store.lost_writes import lost_writes_logged
-from langgraph_aurora_store.sql.steps import (
-    Conversation,
-    Embed,
-    Execute,
-    Pause,
-    Rows,
-    Run,
-    Statement,
-    Step,
-    Vectors,
-)
 from langgraph_aurora_store.sweeper import SweeperThread
-
-T = TypeVar("T")
-Conn: TypeAlias = Connection[Any]
-
-# Queries of one batch that are embedded at a time: each is a request of its own.
-_QUERIES_AT_ONCE = 16
-
-
-class OwnPool:
-    """A pool made when it is first asked for, again after `close`, and again in a forked child."""
-
-    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
-        self._connector = connector
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._pool: AuroraPool | None = None
-        self._made_by = 0
-
-    def get(self) -> AuroraPool:
-        """The open pool of this process."""
-        with self._lock:
-            if self._pool is None or self._made_by != os.getpid():
-                self._pool = make_pool(self._connector, self._settings)
-                self._pool.open()
-                self._made_by = os.getpid()
-            return self._pool
-
-    def close(self) -> None:
-        """Close the pool, if there is one and it is this process's."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None and self._made_by == os.getpid():
-            pool.close()
 
 
 class AuroraStore(BaseAuroraStore, PostgresStore):
@@ -102,13 +49,21 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         self._begin(conn, engine, pipe=pipe, deserializer=deserializer)
 
     @override
-    def _begin(self, conn: Any, engine: Engine, **rest: Any) -> None:
-        PostgresStore.__init__(self, conn, ttl=engine.ttl_config, **rest)
+    def _begin(
+        self,
+        conn: Any,
+        engine: Engine,
+        *,
+        pipe: Any = None,
+        deserializer: Deserializer | None = None,
+    ) -> None:
+        PostgresStore.__init__(
+            self, conn, pipe=pipe, deserializer=deserializer, ttl=engine.ttl_config
+        )
         self._engine = engine
         self.embeddings, self.index_config = engine.embeddings, engine.index_config
         self._sweeper: SweeperThread | None = None
-        self._registered: weakref.WeakSet[Conn] = weakref.WeakSet()
-        self._vector_types: list[TupleRow] = []
+        self._driver = Driver(engine)
 
     @override
     @classmethod
@@ -133,7 +88,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
             yield store
 
     @property
-    def conn(self) -> Conn | ConnectionPool[Any]:  # type: ignore[override]  # upstream: a variable
+    def conn(self) -> Conn | ConnectionPool[Any]:
         """The connection or pool; of `from_cluster`, its pool, opened on first use."""
         return self._conn.get() if isinstance(self._conn, OwnPool) else self._conn
 
@@ -196,7 +151,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         """
         known = list(ops)
         with lost_writes_logged(known):
-            return self._drive(self._engine.batch(known))
+            return self._driver.drive(self._engine.batch(known), self.connection)
 
     def count(
         self,
@@ -209,7 +164,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Raises:
             InvalidFilterError: the filter means nothing.
         """
-        return self._drive(self._engine.count(namespace_prefix, filter))
+        return self._driver.drive(self._engine.count(namespace_prefix, filter), self.connection)
 
     def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> int:
         """Delete the items in a namespace and below it, and return how many there were.
@@ -219,7 +174,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Raises:
             InvalidNamespaceError: for the empty namespace, which holds everything.
         """
-        return self._drive(self._engine.delete_namespace(namespace_prefix))
+        return self._driver.drive(self._engine.delete_namespace(namespace_prefix), self.connection)
 
     @override
     def setup(self) -> None:
@@ -230,7 +185,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
             SchemaError: a right or the vector extension is missing; `ddl` is for who has it.
         """
         with self.connection() as conn:
-            self._drive(self._engine.setup(), conn)
+            self._driver.drive_on(self._engine.setup(), conn)
 
     # expiry
 
@@ -241,7 +196,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Returns:
             How many were deleted.
         """
-        return self._drive(self._engine.sweep())
+        return self._driver.drive(self._engine.sweep(), self.connection)
 
     @override
     def start_ttl_sweeper(
@@ -276,76 +231,3 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         # Half-made where the constructor raised.
         if sweeper := getattr(self, "_sweeper", None):
             sweeper.stop(timeout_s=0.1)
-
-    # the driver
-
-    def _drive(self, flow: Conversation[T], conn: Conn | None = None) -> T:
-        """Perform a flow's steps; on ``conn`` where given, else on a connection for each `Run`."""
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    reply = self._perform(step, conn)
-                except Exception as exc:  # noqa: BLE001 - the flow decides what to make of it
-                    step = flow.throw(exc)
-                else:
-                    step = flow.send(reply)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-    def _perform(self, step: Step, conn: Conn | None) -> object:
-        if isinstance(step, Embed):
-            return self._embed(step)
-        if isinstance(step, Pause):
-            return time.sleep(step.seconds)
-        if conn is None:
-            with self.connection() as own:
-                return self._on(own, step)
-        # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
-        return self._on(conn, step, prepare=False)
-
-    def _embed(self, step: Embed) -> Vectors:
-        assert self.embeddings is not None  # noqa: S101 - no flow embeds without an index
-        documents: list[list[float]] = []
-        if step.documents:
-            with text_labels(labels_of(step.labels)):
-                documents = self.embeddings.embed_documents(list(step.documents))
-        if len(step.queries) < 2:  # noqa: PLR2004
-            return Vectors(documents, [self.embeddings.embed_query(q) for q in step.queries])
-        with concurrent.futures.ThreadPoolExecutor(
-            min(_QUERIES_AT_ONCE, len(step.queries))
-        ) as threads:
-            queries = [
-                threads.submit(contextvars.copy_context().run, self.embeddings.embed_query, query)
-                for query in step.queries
-            ]
-            return Vectors(documents, [query.result() for query in queries])
-
-    def _on(self, conn: Conn, step: Run | Execute, *, prepare: bool | None = None) -> object:
-        self._register(conn)
-        if isinstance(step, Execute):
-            return _rows(_send(conn, step.statement, prepare=prepare))
-        # Without BEGIN a pipeline is one transaction up to its end, and costs one round trip.
-        with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
-            cursors = [_send(conn, statement, prepare=prepare) for statement in step.statements]
-        return [_rows(cursor) for cursor in cursors]
-
-    def _register(self, conn: Conn) -> None:
-        """Teach a connection pgvector's types, once the database has them."""
-        if self.embeddings is None or conn in self._registered:
-            return
-        if not self._vector_types:
-            self._vector_types = _rows(_send(conn, Statement(vectors.TYPES)))
-        if self._vector_types:
-            vectors.register(conn, self._vector_types)
-            self._registered.add(conn)
-
-
-def _send(conn: Conn, statement: Statement, *, prepare: bool | None = None) -> Cursor[TupleRow]:
-    cursor = conn.cursor(binary=True, row_factory=tuple_row)
-    return cursor.execute(statement.sql, statement.params or None, prepare=prepare)
-
-
-def _rows(cursor: Cursor[TupleRow]) -> Rows:
-    return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)

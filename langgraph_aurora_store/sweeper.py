@@ -53,7 +53,9 @@ class SweeperThread:
         try:
             report(store.sweep_ttl())
         except Exception:
-            logger.exception("sweeping expired items failed; trying again in %s s", self._interval_s)
+            logger.exception(
+                "sweeping expired items failed; trying again in %s s", self._interval_s
+            )
         return True
 
 

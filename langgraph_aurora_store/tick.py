@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, Result, SearchOp
@@ -21,9 +22,10 @@ _Waiting: TypeAlias = tuple[Op, "asyncio.Future[Result]"]
 class Tick:
     """Gathers single operations and runs them together, each with a fate of its own.
 
-    Operations that need no embedding never wait for those that do. When a group fails for a
-    reason that may lie in one of its members, each member is run alone. Cancelling a caller
-    abandons its result and disturbs nobody. Bound to the running loop; not thread-safe.
+    Reads, searches by meaning and writes are a group each, so that what needs no embedding never
+    waits for what does. When a group fails for a reason that may lie in one of its members, each
+    member is run alone. Cancelling a caller abandons its result and disturbs nobody. Bound to the
+    running loop; not thread-safe.
     """
 
     def __init__(self, run: RunBatch) -> None:
@@ -48,12 +50,12 @@ class Tick:
                 await asyncio.wait(set(self._tasks))
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        reads = [one for one in waiting if is_plain_read(one[0])]
-        others = [one for one in waiting if not is_plain_read(one[0])]
-        for group in (reads, others):
-            if group:
-                self._start(group)
+        groups: defaultdict[str, list[_Waiting]] = defaultdict(list)
+        for one in self._waiting:
+            groups[_kind(one[0])].append(one)
+        self._waiting = []
+        for group in groups.values():
+            self._start(group)
 
     def _start(self, group: list[_Waiting]) -> None:
         task = asyncio.get_running_loop().create_task(self._settle(group))
@@ -71,7 +73,7 @@ class Tick:
             for _, future in group:
                 future.cancel()
             raise
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the callers must learn of it
+        except Exception as exc:
             self._failed(group, exc)
         else:
             for (_, future), result in zip(group, results, strict=True):
@@ -91,8 +93,7 @@ class Tick:
                 log_lost_writes([op], exc)
 
 
-def is_plain_read(op: Op) -> bool:
-    """Whether an operation only reads, and needs nothing embedded for it."""
+def _kind(op: Op) -> Literal["read", "search", "write"]:
     if isinstance(op, SearchOp):
-        return not op.query
-    return isinstance(op, (GetOp, ListNamespacesOp))
+        return "search" if op.query else "read"
+    return "read" if isinstance(op, (GetOp, ListNamespacesOp)) else "write"

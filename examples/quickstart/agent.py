@@ -38,6 +38,4 @@ def chat(request: dict[str, str]) -> str:
 
 def ask(user_id: str, text: str) -> str:
     """Send one message as one user."""
-    return chat.invoke(
-        {"user_id": user_id, "text": text}, {"configurable": {"user_id": user_id}}
-    )
+    return chat.invoke({"user_id": user_id, "text": text}, {"configurable": {"user_id": user_id}})

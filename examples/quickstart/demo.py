@@ -23,39 +23,34 @@ def main() -> None:
         run("remember.py", "A first process. Ada tells the agent what she likes.", environment)
         run("recall.py", "A second process, with a new store and new tokens.", environment)
         run("inspect_tables.py", "What lies in the database.", environment)
-    console.print(f"\nDone in {time.monotonic() - started:.1f} s.")
+    print(f"\nDone in {time.monotonic() - started:.1f} s.")
 
 
 def choose_database(stack: ExitStack) -> dict[str, str]:
     """The real cluster where AURORA_CLUSTER names one, else a local Aurora."""
-    cluster = os.environ.get("AURORA_CLUSTER")
-    if cluster:
-        console.print(f"Database:   the Aurora cluster {cluster!r} that AURORA_CLUSTER names")
+    if cluster := os.environ.get("AURORA_CLUSTER"):
+        print(f"Database: the Aurora cluster {cluster!r}, which AURORA_CLUSTER names.")
         return {}
     from langgraph_aurora_store.local import LocalAurora
 
-    local = stack.enter_context(LocalAurora(export=False))
-    console.print(
-        "Database:   a local Aurora: real PostgreSQL with pgvector, verified TLS, IAM tokens "
-        "checked;\n            no AWS account is used (set AURORA_CLUSTER for a real cluster)"
-    )
-    return dict(local.environment)
+    print("Database: a local Aurora, started for this run: PostgreSQL with pgvector, verified TLS,")
+    print("          IAM tokens that are checked. No AWS account is used. For a real cluster set")
+    print("          AURORA_CLUSTER, AURORA_USER and AURORA_DATABASE.")
+    return dict(stack.enter_context(LocalAurora(export=False)).environment)
 
 
 def choose_models(stack: ExitStack) -> dict[str, str]:
     """OpenAI's models where there is a key for them, else a scripted stand-in."""
     if os.environ.get("OPENAI_API_KEY"):
-        console.print("Models:     OpenAI, as OPENAI_API_KEY is set")
+        print("Models:   OpenAI's, as OPENAI_API_KEY is set.")
         return {}
     from scripted_model import script
 
     from langgraph_aurora_store.local.openai import LocalOpenAI
 
-    console.print(
-        "Models:     a scripted stand-in that speaks the OpenAI protocol on this machine;\n"
-        "            the openai and langmem clients are the real ones (set OPENAI_API_KEY to use\n"
-        "            OpenAI)"
-    )
+    print("Models:   a script and hashed words, behind the OpenAI protocol on this machine. The")
+    print("          openai and langmem clients are the real ones. For OpenAI's own models set")
+    print("          OPENAI_API_KEY.")
     return stack.enter_context(LocalOpenAI(script)).environment
 
 

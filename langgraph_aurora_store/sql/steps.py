@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from psycopg.abc import Query
+from psycopg.sql import SQL, Composed
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
 class Statement(NamedTuple):
     """One SQL statement and its parameters, as ``cursor.execute`` takes them."""
 
-    sql: Query
+    sql: str | bytes | SQL | Composed
     params: Params = ()
 
 

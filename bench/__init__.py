@@ -1,0 +1,1 @@
+"""Measurements of this store beside LangGraph's PostgresStore and plain psycopg, in one run."""

@@ -1,0 +1,216 @@
+"""Drivers: they perform the steps of a flow, one blocking, one for asyncio, and nothing else.
+
+What a step raises is thrown into the flow, which may choose another way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import Any, TypeAlias, TypeVar
+
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.rows import TupleRow, tuple_row
+
+from langgraph_aurora_store import vectors
+from langgraph_aurora_store.embeddings.labels import text_labels
+from langgraph_aurora_store.embeddings.queries import EmbedsQueries
+from langgraph_aurora_store.engine import Engine, labels_of
+from langgraph_aurora_store.sql.steps import (
+    Conversation,
+    Embed,
+    Execute,
+    Pause,
+    Rows,
+    Statement,
+    Step,
+    Vectors,
+)
+
+T = TypeVar("T")
+Conn: TypeAlias = Connection[Any]
+AsyncConn: TypeAlias = AsyncConnection[Any]
+Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
+AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
+
+# Queries that are embedded at a time by a model that takes them one by one.
+_QUERIES_AT_ONCE = 16
+
+
+class Driver:
+    """Performs flows by blocking; any number of threads at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._registered: weakref.WeakSet[Conn] = weakref.WeakSet()
+        self._vector_types: list[TupleRow] = []
+
+    def drive(self, flow: Conversation[T], connect: Connect) -> T:
+        """The flow's result; a connection is had for each `Run`, and held for it only."""
+        return self._drive(flow, connect, prepare=None)
+
+    def drive_on(self, flow: Conversation[T], conn: Conn) -> T:
+        """The flow's result, all of it on one connection."""
+        # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
+        return self._drive(flow, lambda: nullcontext(conn), prepare=False)
+
+    def _drive(self, flow: Conversation[T], connect: Connect, *, prepare: bool | None) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = self._perform(step, connect, prepare=prepare)
+                except Exception as exc:
+                    step = flow.throw(exc)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _perform(self, step: Step, connect: Connect, *, prepare: bool | None) -> object:
+        if isinstance(step, Embed):
+            return Vectors(self._documents(step), self._queries(step.queries))
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        with connect() as conn:
+            self._register(conn)
+            if isinstance(step, Execute):
+                return _rows(_send(conn, step.statement, prepare=prepare))
+            # Without BEGIN a pipeline is one transaction up to its end: one round trip in all.
+            with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
+                cursors = [_send(conn, statement, prepare=prepare) for statement in step.statements]
+            return [_rows(cursor) for cursor in cursors]
+
+    def _documents(self, step: Embed) -> list[list[float]]:
+        if not step.documents:
+            return []
+        with text_labels(labels_of(step.labels)):
+            return self._engine.embedder.embed_documents(list(step.documents))
+
+    def _queries(self, queries: Sequence[str]) -> list[list[float]]:
+        if not queries:
+            return []
+        embedder = self._engine.embedder
+        if len(queries) == 1:
+            return [embedder.embed_query(queries[0])]
+        if isinstance(embedder, EmbedsQueries):
+            return embedder.embed_queries(list(queries))
+        with ThreadPoolExecutor(_QUERIES_AT_ONCE) as threads:
+            context = contextvars.copy_context
+            asked = [threads.submit(context().run, embedder.embed_query, q) for q in queries]
+            return [each.result() for each in asked]
+
+    def _register(self, conn: Conn) -> None:
+        """Teach a connection pgvector's types, once the database has them."""
+        if self._engine.embeddings is None or conn in self._registered:
+            return
+        if not self._vector_types:
+            self._vector_types = _rows(_send(conn, Statement(vectors.TYPES), prepare=False))
+        if self._vector_types:
+            vectors.register(conn, self._vector_types)
+            self._registered.add(conn)
+
+
+class AsyncDriver:
+    """The asyncio twin of `Driver`; any number of tasks at a time, in one event loop or several."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._registered: weakref.WeakSet[AsyncConn] = weakref.WeakSet()
+        self._vector_types: list[TupleRow] = []
+
+    async def drive(self, flow: Conversation[T], connect: AsyncConnect) -> T:
+        """The flow's result; a connection is had for each `Run`, and held for it only."""
+        return await self._drive(flow, connect, prepare=None)
+
+    async def drive_on(self, flow: Conversation[T], conn: AsyncConn) -> T:
+        """The flow's result, all of it on one connection."""
+        # As in the blocking twin.
+        return await self._drive(flow, lambda: nullcontext(conn), prepare=False)
+
+    async def _drive(
+        self, flow: Conversation[T], connect: AsyncConnect, *, prepare: bool | None
+    ) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = await self._perform(step, connect, prepare=prepare)
+                except Exception as exc:
+                    step = flow.throw(exc)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _perform(self, step: Step, connect: AsyncConnect, *, prepare: bool | None) -> object:
+        if isinstance(step, Embed):
+            return Vectors(
+                *await asyncio.gather(self._documents(step), self._queries(step.queries))
+            )
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        async with connect() as conn:
+            await self._register(conn)
+            if isinstance(step, Execute):
+                return await _arows(await _asend(conn, step.statement, prepare=prepare))
+            # Without BEGIN a pipeline is one transaction up to its end: one round trip in all.
+            async with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
+                cursors = [
+                    await _asend(conn, statement, prepare=prepare) for statement in step.statements
+                ]
+            return [await _arows(cursor) for cursor in cursors]
+
+    async def _documents(self, step: Embed) -> list[list[float]]:
+        if not step.documents:
+            return []
+        with text_labels(labels_of(step.labels)):
+            return await self._engine.embedder.aembed_documents(list(step.documents))
+
+    async def _queries(self, queries: Sequence[str]) -> list[list[float]]:
+        if not queries:
+            return []
+        embedder = self._engine.embedder
+        if len(queries) > 1 and isinstance(embedder, EmbedsQueries):
+            return await embedder.aembed_queries(list(queries))
+        return await asyncio.gather(*map(embedder.aembed_query, queries))
+
+    async def _register(self, conn: AsyncConn) -> None:
+        """Teach a connection pgvector's types, once the database has them."""
+        if self._engine.embeddings is None or conn in self._registered:
+            return
+        if not self._vector_types:
+            types = await _asend(conn, Statement(vectors.TYPES), prepare=False)
+            self._vector_types = await _arows(types)
+        if self._vector_types:
+            vectors.register(conn, self._vector_types)
+            self._registered.add(conn)
+
+
+def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:
+    cursor = conn.cursor(binary=True, row_factory=tuple_row)
+    return cursor.execute(statement.sql, statement.params or None, prepare=prepare)
+
+
+def _rows(cursor: Cursor[TupleRow]) -> Rows:
+    return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)
+
+
+async def _asend(
+    conn: AsyncConn, statement: Statement, *, prepare: bool | None
+) -> AsyncCursor[TupleRow]:
+    cursor = conn.cursor(binary=True, row_factory=tuple_row)
+    return await cursor.execute(statement.sql, statement.params or None, prepare=prepare)
+
+
+async def _arows(cursor: AsyncCursor[TupleRow]) -> Rows:
+    return Rows(await cursor.fetchall() if cursor.description else (), cursor.rowcount)

@@ -1,0 +1,78 @@
+"""Pools that a store makes for itself: when it is first used, and as often as it has to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+
+from langgraph_aurora_store.connect.connector import Connector
+from langgraph_aurora_store.connect.pool import (
+    AsyncAuroraPool,
+    AuroraPool,
+    make_async_pool,
+    make_pool,
+)
+from langgraph_aurora_store.connect.settings import PoolSettings
+
+
+class OwnPool:
+    """A pool made when it is first asked for, again after `close`, and again in a forked child."""
+
+    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
+        self._connector = connector
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._pool: AuroraPool | None = None
+        self._made_by = 0
+
+    def get(self) -> AuroraPool:
+        """The open pool of this process."""
+        with self._lock:
+            if self._pool is None or self._made_by != os.getpid():
+                self._pool = make_pool(self._connector, self._settings)
+                self._pool.open()
+                self._made_by = os.getpid()
+            return self._pool
+
+    def close(self) -> None:
+        """Close the pool, if there is one and it is this process's."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._made_by == os.getpid():
+            pool.close()
+
+
+class AsyncOwnPool:
+    """A pool for each event loop, made when one first asks for it, and again after `close`."""
+
+    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
+        self._connector = connector
+        self._settings = settings
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAuroraPool] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def get(self) -> AsyncAuroraPool:
+        """The open pool of the running loop."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            self._abandon_closed()
+            pool = self._pools[loop] = make_async_pool(self._connector, self._settings)
+        await pool.open()
+        return pool
+
+    async def close(self) -> None:
+        """Close the running loop's pool, if there is one."""
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.close()
+
+    def _abandon_closed(self) -> None:
+        """Close the sockets of pools whose loop has ended: nothing can be awaited there again."""
+        for loop in [loop for loop in self._pools if loop.is_closed()]:
+            # psycopg_pool 3.3 has nothing public that closes without a loop.
+            for connection in self._pools.pop(loop)._pool:  # noqa: SLF001
+                connection.pgconn.finish()
