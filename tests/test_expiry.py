@@ -62,8 +62,8 @@ def test_a_batch_is_a_transaction_of_bounded_size(owner):
 
 def test_the_longest_expired_go_first(owner):
     """A sweep that is interrupted has done the oldest part of its work."""
-    put(owner, 5, prefix="older", minutes=-9)
     put(owner, 5, prefix="old", minutes=-1)
+    put(owner, 5, prefix="older", minutes=-9)
     flow = sweep(WITH_VECTORS, 5)
     (statement,) = next(flow).statements
     owner.execute(*statement)
@@ -91,13 +91,13 @@ def test_one_process_sweeps_at_a_time(database, owner):
 
 def test_each_schema_has_a_turn_of_its_own(database, owner):
     """A sweep of one store does not keep another one of the same database waiting."""
-    elsewhere = Layout(schema='it\'s "100%"')
-    drive(setup(elsewhere), owner)
-    put(owner, 5, prefix="old", minutes=-1)
-    put(owner, 5, prefix="old", minutes=-1, table=elsewhere.store)
+    here, there = Layout(schema='it\'s "1%"'), Layout(schema='it\'s "2%"')
+    for layout in (here, there):
+        drive(setup(layout), owner)
+        put(owner, 5, prefix="old", minutes=-1, table=layout.store)
     with connect(database.owner_dsn) as other, other.transaction():
-        (statement,) = next(sweep(WITH_VECTORS)).statements
+        (statement,) = next(sweep(here)).statements
         other.execute(*statement)
-        assert drive(sweep(elsewhere), owner) == 5
-        assert left(owner, elsewhere.store.replace("%%", "%")) == {}
-    assert left(owner) == {}
+        assert drive(sweep(there), owner) == 5
+    assert left(owner, here.store.replace("%%", "%")) == {}
+    assert left(owner, there.store.replace("%%", "%")) == {}

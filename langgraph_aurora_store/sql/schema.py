@@ -125,9 +125,9 @@ def _converge(layout: Layout) -> Conversation[Pending]:
             logger.info("setting up again in %.2f s: %s", LONGEST_PAUSE_S, _reason(exc))
             yield Pause(LONGEST_PAUSE_S)
     missing = ", ".join(part.name for part in todo.parts)
+    reason = f": {_reason(race)}" if race else ""
     raise SchemaError(
-        f"setup() gave up after {ATTEMPTS} attempts to make {missing}; the last one said:"
-        f" {_reason(race) if race else 'nothing'}"
+        f"setup() gave up after {ATTEMPTS} attempts to make {missing}{reason}"
     ) from race
 
 
