@@ -1,0 +1,131 @@
+"""Run the function on this machine: `make run`, or `make serve` to talk to it with curl.
+
+A local Aurora, a scripted model and a local Secrets Manager take the place of the services, unless
+OPENAI_API_KEY is set: then the models are OpenAI's. What runs is the code that is deployed, under
+Lambda's own runtime interface client, frozen between invocations.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+from master import make_master
+from sandbox import Sandbox, url_event
+from stand_ins import LocalSecrets, script
+
+from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.local.openai import LocalOpenAI
+
+FUNCTION = Path(__file__).parent.parent / "function"
+USERS = ["ada", "grace"]
+FROZEN_S = 1.5  # after more than a second a connection is tried before it is used
+RESUME_S = 15.0  # Aurora user guide: a paused cluster resumes in approximately 15 seconds
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--serve", type=int, metavar="PORT", help="serve the Function URL")
+    options.add_argument("--task-root", type=Path, default=FUNCTION, help="for instance a build")
+    options.add_argument("--resume-s", type=float, default=RESUME_S)
+    chosen = options.parse_args()
+    with ExitStack() as stack:
+        cluster = stack.enter_context(LocalAurora(user="nobody", export=False))
+        environment = stack.enter_context(services(cluster))
+        with step("the bootstrap function makes role, tables and users"):
+            sandbox = Sandbox("prepare_database.handler", environment, task_root=chosen.task_root)
+            with sandbox:
+                print("  ", sandbox.invoke({"users": USERS}))
+        with step("a cold start, with the first connection in its init phase"):
+            sandbox = Sandbox("handler.handler", environment, task_root=chosen.task_root)
+            stack.enter_context(sandbox)
+        if chosen.serve:
+            serve(sandbox, chosen.serve)
+        else:
+            show(sandbox, cluster, chosen.resume_s)
+
+
+@contextmanager
+def services(cluster: LocalAurora) -> Iterator[dict[str, str]]:
+    """All that the functions see in their environment, as in `template.yaml`."""
+    key = os.environ.get("OPENAI_API_KEY")
+    secrets = {"master": make_master(cluster, cluster.database), "openai": key or "none is needed"}
+    with LocalSecrets(secrets) as manager, LocalOpenAI(script) as models:
+        yield {
+            **cluster.environment,
+            **manager.environment,
+            **({} if key else {"OPENAI_BASE_URL": models.base_url}),
+            "AURORA_USER": "memory_app",
+            "MASTER_SECRET_ARN": "master",
+            "OPENAI_SECRET_ARN": "openai",
+            "EMBEDDING_MODEL": "openai:text-embedding-3-small",
+        }
+
+
+def show(sandbox: Sandbox, cluster: LocalAurora, resume_s: float) -> None:
+    with step("Ada says what she likes, and it is remembered"):
+        ask(sandbox, "ada", "Hello! I like cloud services.")
+        ask(sandbox, "ada", "What should I read about the cloud?")
+    with step("Grace is somebody else"):
+        ask(sandbox, "grace", "What should I read about the cloud?")
+    with step("requests that are refused"):
+        ask(sandbox, "nobody", "Who am I?")
+        post(sandbox, '{"user_id": "ada"}')
+    with step(f"the cluster pauses while the sandbox is frozen, and takes {resume_s:g} s to resume"):
+        cluster.pause(resume_s=resume_s)
+        time.sleep(FROZEN_S)
+        ask(sandbox, "ada", "What should I read about the cloud?")
+
+
+def ask(sandbox: Sandbox, user_id: str, prompt: str) -> None:
+    print(f"   {user_id}: {prompt}")
+    report(sandbox.request({"user_id": user_id, "prompt": prompt}))
+
+
+def post(sandbox: Sandbox, body: str) -> None:
+    print(f"   POST {body}")
+    report(sandbox.request(body))
+
+
+def report(answer: tuple[int, dict]) -> None:
+    print("  ", *answer)
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    print(f"\n-- {title}")
+    started = time.monotonic()
+    yield
+    print(f"   ({time.monotonic() - started:.2f} s)")
+
+
+def serve(sandbox: Sandbox, port: int) -> None:
+    """Be the Function URL: one request at a time, as one sandbox does."""
+
+    class FunctionUrl(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            response = sandbox.invoke(url_event(body or None, method=self.command))
+            self.send_response(response["statusCode"])
+            for name, value in response["headers"].items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(response["body"].encode() + b"\n")
+
+        do_GET = do_POST = do_PUT = handle_any
+
+    print(
+        f"\nTry: curl -d '{{\"user_id\": \"ada\", \"prompt\": \"I like tea.\"}}'"
+        f" http://127.0.0.1:{port}/\nCtrl-C ends it."
+    )
+    try:
+        HTTPServer(("127.0.0.1", port), FunctionUrl).serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    main()
