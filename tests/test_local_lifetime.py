@@ -153,8 +153,11 @@ def test_exported_variables_are_put_back(monkeypatch):
     assert "PGSSLROOTCERT" not in os.environ
 
 
-@pytest.mark.parametrize("command", [AS_MODULE, AS_SCRIPT], ids=["module", "script"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(AS_MODULE, signal.SIGINT), (AS_SCRIPT, signal.SIGTERM)],
+    ids=["module", "script"],
+)
 def test_what_the_command_prints_leads_to_it(command, number):
     """A shell that runs the printed lines finds and enters the cluster, until the interrupt."""
     with running(*command, "--user", "a'b c", "--database", "x y") as process:

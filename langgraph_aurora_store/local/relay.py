@@ -150,35 +150,42 @@ class Way:
         self.blocked = False
         self._waiting: deque[tuple[float, bytes]] = deque()
 
-    def take(self, due: float) -> bool:
-        """Read once, to be sent at ``due``; False at the source's end."""
+    def take(self, delay_s: float = 0.0) -> bool:
+        """Read once and send it, after a delay if there is one; False at the source's end."""
         try:
             data = self.source.recv(CHUNK)
         except WAIT:
             return True
         if not data:
             return False
-        self._waiting.append((due, data))
-        self.held += len(data)
+        sent = 0
+        if not delay_s and not self.held:
+            sent = self._send(data)
+        if sent < len(data):
+            self._waiting.append((time.monotonic() + delay_s, data[sent:]))
+            self.held += len(data) - sent
         return True
 
     def give(self, now: float) -> float | None:
         """Send what is due; return when the next is due, or None."""
         self.blocked = False
-        while self._waiting:
+        while self._waiting and not self.blocked:
             due, data = self._waiting[0]
             if due > now:
                 return due
-            try:
-                sent = self.sink.send(data)
-            except WAIT:
-                self.blocked = True
-                return None
+            sent = self._send(data)
             self.held -= sent
             self._waiting.popleft()
             if sent < len(data):
                 self._waiting.appendleft((due, data[sent:]))
         return None
+
+    def _send(self, data: bytes) -> int:
+        try:
+            return self.sink.send(data)
+        except WAIT:
+            self.blocked = True
+            return 0
 
 
 def relay(link: socket.socket, server: socket.socket, control: Control, dials: Dials) -> None:
@@ -186,35 +193,40 @@ def relay(link: socket.socket, server: socket.socket, control: Control, dials: D
     link.settimeout(0)
     server.settimeout(0)
     up, down = Way(link, server), Way(server, link)
-    due: float | None = None
+    from_owner, from_link, from_server = (s.fileno() for s in (control.socket, link, server))
     if isinstance(link, ssl.SSLSocket) and link.pending():
-        up.take(time.monotonic())  # select() knows nothing of what TLS has already decrypted
+        up.take()  # select() knows nothing of what TLS has already decrypted
     while True:
-        readable = wait(control, up, down, due)
+        if up.held or down.held:
+            readable = wait(from_owner, up, down)
+        else:
+            readable, _, _ = select.select((from_owner, from_link, from_server), (), ())
         delay_s, stalled = dials.read()
-        if control.socket in readable:
+        if from_owner in readable:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             return
         if stalled:
-            select.select([control.socket], [], [], STALL_POLL_S)
+            select.select((from_owner,), (), (), STALL_POLL_S)
             continue
-        now = time.monotonic()
-        if link in readable and not up.take(now + delay_s):
+        if from_link in readable and not up.take(delay_s):
             return
-        if server in readable and not down.take(now):
+        if from_server in readable and not down.take():
             finish(link, down)
             return
-        due = up.give(now)
-        down.give(now)
 
 
-def wait(control: Control, up: Way, down: Way, due: float | None) -> list[socket.socket]:
-    """Wait until something can be read or sent, or is due; return what can be read."""
-    sources = [way.source for way in (up, down) if way.held < HELD_MAX]
-    sinks = [way.sink for way in (up, down) if way.blocked]
+def wait(from_owner: int, up: Way, down: Way) -> list[int]:
+    """Send what is due, then wait for more to read, to send or to be due; return what can be read.
+
+    A side is not read from while too much of what it sent is under way.
+    """
+    now = time.monotonic()
+    dues = [due for due in (up.give(now), down.give(now)) if due is not None]
+    sources = [way.source.fileno() for way in (up, down) if way.held < HELD_MAX]
+    sinks = [way.sink.fileno() for way in (up, down) if way.blocked]
     # Not poll(): it counts in whole milliseconds, which a delay of one would be lost in.
-    timeout_s = None if due is None else max(0.0, due - time.monotonic())
-    readable, _, _ = select.select([control.socket, *sources], sinks, [], timeout_s)
+    timeout_s = min(dues) - now if dues else None
+    readable, _, _ = select.select([from_owner, *sources], sinks, [], timeout_s)
     return readable
 
 
