@@ -95,7 +95,8 @@ class Admission:
 
     def _enter(self, user: str, whence: str, *, encrypted: bool) -> Answer:
         if not encrypted:
-            # The words of PostgreSQL's auth.c, which RDS shows when rds.force_ssl is on.
+            # PostgreSQL's auth.c. RDS was also seen to say "pg_hba.conf rejects connection for" in
+            # this case: github.com/haines/pg-aws_rds_iam/issues/582, rust-postgres/issues/1108.
             text = f"no pg_hba.conf entry for {whence}, no encryption"
             return self._refuse("plain-text", text)
         if user == self._reserved:
