@@ -16,7 +16,7 @@ from langgraph_aurora_store.errors import (
 )
 
 if TYPE_CHECKING:
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError, EndpointConnectionError
 
 # InvokeModel, "Errors" in the Amazon Bedrock API reference; and those common to all AWS services.
 TRANSIENT = frozenset(
@@ -134,7 +134,7 @@ def _unanswered(error: Exception, model: str, region: str, texts: Sequence[str])
                 "Give the process a role or a profile, or pass session="
             )
         )
-    if isinstance(error, aws.EndpointConnectionError) and not _has_bedrock(region):
+    if isinstance(error, aws.EndpointConnectionError) and _is_nowhere(error, region):
         return Fault(
             error=EmbeddingAccessError(
                 f"{where}: there is no Bedrock endpoint known in {region!r}; pass region= of a "
@@ -164,14 +164,17 @@ def _credential_errors() -> tuple[type[Exception], ...]:
     )
 
 
-def _has_bedrock(region: str) -> bool:
+def _is_nowhere(error: EndpointConnectionError, region: str) -> bool:
+    """Whether AWS's own host name was looked for in a region that botocore knows nothing of."""
     import botocore.session
 
     session = botocore.session.get_session()
-    return any(
-        region in session.get_available_regions("bedrock-runtime", partition)
+    known = (
+        session.get_available_regions("bedrock", partition)
         for partition in session.get_available_partitions()
     )
+    own_name = "amazonaws" in str(error.kwargs.get("endpoint_url"))
+    return own_name and all(region not in regions for regions in known)
 
 
 def _arns(model: str, region: str) -> list[str]:

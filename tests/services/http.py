@@ -63,7 +63,7 @@ class Service:
         self._under_way = 0
         self._answers: dict[tuple[str, bytes], bytes] = {}
         self._faults: deque[Reply | Stall | Hangup] = deque()
-        self._arrived = threading.Condition()
+        self._changed = threading.Condition()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
@@ -93,9 +93,15 @@ class Service:
 
     def wait_for(self, requests: int) -> None:
         """Block until this many requests have arrived."""
-        with self._arrived:
-            if not self._arrived.wait_for(lambda: len(self.requests) >= requests, timeout=30):
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.requests) >= requests, timeout=30):
                 raise TimeoutError(f"{len(self.requests)} of {requests} requests arrived")
+
+    def wait_until_alone(self) -> None:
+        """Block until every client has closed its connections."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._connections, timeout=30):
+                raise TimeoutError(f"{len(self._connections)} connections are open")
 
     def admit(self, path: str, headers: Mapping[str, str]) -> None:
         """Look at who asks for what; raises `RefusedError`."""
@@ -137,10 +143,10 @@ class Service:
 
     def _reply(self, connection: "_Connection", content: bytes) -> bytes:
         path, body = connection.path, json.loads(content)
-        with self._arrived:
+        with self._changed:
             self.requests.append(body)
             self.headers.append(connection.headers)
-            self._arrived.notify_all()
+            self._changed.notify_all()
         try:
             self.admit(path, connection.headers)
             # Kept, so that a benchmark measures the client and not this server's arithmetic.
@@ -178,7 +184,9 @@ class _Connection(asyncio.Protocol):
         self._service._connections.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._service._connections.discard(self.transport)
+        with self._service._changed:
+            self._service._connections.discard(self.transport)
+            self._service._changed.notify_all()
         if self.is_stalled:
             self._service._under_way -= 1
 

@@ -62,7 +62,7 @@ class OpenAI(Service):
             )
 
     def answer(self, path: str, body: dict[str, Any]) -> object:
-        model = body.get("model")
+        model = str(body.get("model"))
         if model not in FULL_DIMENSIONS:
             message = f"The model `{model}` does not exist or you do not have access to it."
             raise RefusedError(error(404, message, code="model_not_found"))
