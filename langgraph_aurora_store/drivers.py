@@ -65,7 +65,7 @@ class Driver:
             while True:
                 try:
                     reply = self._perform(step, connect, prepare=prepare)
-                except Exception as exc:
+                except BaseException as exc:
                     step = flow.throw(exc)
                 else:
                     step = flow.send(reply)
@@ -143,7 +143,7 @@ class AsyncDriver:
             while True:
                 try:
                     reply = await self._perform(step, connect, prepare=prepare)
-                except Exception as exc:
+                except BaseException as exc:
                     step = flow.throw(exc)
                 else:
                     step = flow.send(reply)
@@ -198,7 +198,7 @@ class AsyncDriver:
 
 def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
-    return cursor.execute(statement.sql, statement.params or None, prepare=prepare)
+    return cursor.execute(statement.sql, statement.params, prepare=prepare)
 
 
 def _rows(cursor: Cursor[TupleRow]) -> Rows:
@@ -209,7 +209,7 @@ async def _asend(
     conn: AsyncConn, statement: Statement, *, prepare: bool | None
 ) -> AsyncCursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
-    return await cursor.execute(statement.sql, statement.params or None, prepare=prepare)
+    return await cursor.execute(statement.sql, statement.params, prepare=prepare)
 
 
 async def _arows(cursor: AsyncCursor[TupleRow]) -> Rows:

@@ -6,6 +6,7 @@ Nothing here does I/O; `store` and `aio` drive the flows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchOp, tokenize_path
@@ -13,6 +14,7 @@ from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchO
 from langgraph_aurora_store.config import IndexSettings, TtlSettings
 from langgraph_aurora_store.embeddings import resolve
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.sql.catalog import Findings
 from langgraph_aurora_store.sql.ddl import ddl
 from langgraph_aurora_store.sql.drift import check
 from langgraph_aurora_store.sql.expiry import sweep
@@ -84,7 +86,7 @@ class Engine:
         """Bring the database to what this store needs."""
         self._ready = None
         layout = yield from self.layout()
-        yield from setup(layout)
+        self._ready = _as_found(layout, (yield from setup(layout)))
 
     def count(
         self, namespace_prefix: tuple[str, ...], filter_: Mapping[str, object] | None
@@ -121,8 +123,7 @@ class Engine:
         """The layout, once the database has been seen to hold what it says."""
         if self._ready is None:
             layout = yield from self.layout()
-            yield from check(layout)
-            self._ready = layout
+            self._ready = _as_found(layout, (yield from check(layout)))
         return self._ready
 
     def layout(self) -> Conversation[Layout]:
@@ -152,6 +153,13 @@ class Engine:
         if isinstance(op, (GetOp, SearchOp)) and op.refresh_ttl is None:
             return op._replace(refresh_ttl=self.ttl.refresh_on_read)
         return op
+
+
+def _as_found(layout: Layout, found: Findings) -> Layout:
+    """The layout with what the database's pgvector can do, and where it lives."""
+    return replace(
+        layout, iterative_scan=found.iterative_scan, pgvector_schema=found.pgvector_schema
+    )
 
 
 def labels_of(labels: Sequence[Label]) -> list[str]:

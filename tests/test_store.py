@@ -331,3 +331,34 @@ def test_no_secret_is_logged_shown_or_raised(
     heard = "\n".join([caplog.text, *map(repr, spoken), *map(str, spoken)])
     shown = {cluster.environment["AWS_SECRET_ACCESS_KEY"], "X-Amz-Signature", "very private"}
     assert [secret for secret in shown if secret in heard] == []
+
+
+def test_setup_works_in_a_schema_of_any_name(database: Database) -> None:
+    """A schema's name may hold what means something to SQL or to the driver."""
+    with AuroraStore.from_cluster(
+        **arguments(database, schema='a 100% "b" %s', index=INDEX)
+    ) as store:
+        store.setup()
+        store.put(NS, "k", {"text": "x"})
+        assert [item.key for item in store.search(NS, query="x")] == ["k"]
+
+
+async def test_a_cancelled_setup_leaves_no_lock(database: Database) -> None:
+    """Cancelling setup() while another waits for its turn lets that one go on."""
+    store = AsyncAuroraStore.from_cluster(**arguments(database, index=INDEX))
+    await store.open()
+    with psycopg.connect(database.owner_dsn, autocommit=True) as other:
+        first = asyncio.create_task(store.setup())
+        while not advisory_locks(other):
+            await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await store.setup()
+        assert advisory_locks(other) == 0
+    await store.close()
+
+
+def advisory_locks(conn: psycopg.Connection[Any]) -> int:
+    row = conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
+    return row[0] if row else 0
