@@ -70,13 +70,13 @@ def test_no_request_is_over_the_service_s_size(openai: OpenAI, mode: str) -> Non
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_no_more_requests_are_under_way_than_allowed(openai: OpenAI, mode: str) -> None:
-    """Every place is used and none that is not there."""
-    openai.latency_s = 0.2
+def test_the_requests_of_a_call_are_under_way_together(openai: OpenAI, mode: str) -> None:
+    """Every place there is gets a share of the texts, and all shares are sent at once."""
+    openai.latency_s = 0.5
     bounded = embeddings(openai, max_concurrency=3, dimensions=2)
-    embed(mode, bounded, [f"{number} " + "0;" * 8000 for number in range(90)])
+    embed(mode, bounded, [f"memory {number}" for number in range(3 * 128)])
     assert openai.peak == 3
-    assert len(openai.requests) > 3
+    assert [len(body["input"]) for body in openai.requests] == [128] * 3
 
 
 def test_the_bound_holds_over_threads_and_loops_together(openai: OpenAI) -> None:

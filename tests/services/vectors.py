@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 import re
+from collections import Counter
 from functools import lru_cache
 
 _WORD = re.compile(r"\w+")
@@ -18,11 +19,11 @@ def vector_of(text: str, dimensions: int) -> tuple[float, ...]:
     The background makes each number as long to write and to read as a real one is.
     """
     counts: dict[int, float] = {}
-    for word in _WORD.findall(text.lower()):
+    for word, times in Counter(_WORD.findall(text.lower())).items():
         digest = hashlib.blake2b(word.encode(), digest_size=5 * PLACES_PER_WORD).digest()
         for start in range(0, len(digest), 5):
             place = int.from_bytes(digest[start + 1 : start + 5]) % dimensions
-            counts[place] = counts.get(place, 0.0) + (1.0 if digest[start] % 2 else -1.0)
+            counts[place] = counts.get(place, 0.0) + (times if digest[start] % 2 else -times)
     vector = list(_background(dimensions))
     length = math.sqrt(sum(count * count for count in counts.values()))
     for place, count in counts.items():
