@@ -148,6 +148,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConn]:
         """A connection of the store's, for SQL of your own; nobody else uses it in the block."""
+        self._loop = asyncio.get_running_loop()  # where `batch` sends what threads ask for
         conn = await self.conn.get() if isinstance(self.conn, AsyncOwnPool) else self.conn
         if isinstance(conn, AsyncConnectionPool):
             async with conn.connection() as pooled:
@@ -285,7 +286,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     # how operations travel
 
     def _tick(self) -> Tick:
-        loop = self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
             tick = self._ticks[loop] = Tick(self._batch)
         return tick

@@ -36,17 +36,19 @@ def call_from_thread(
         )
     future = asyncio.run_coroutine_threadsafe(make(), loop)
     while True:
+        beat = threading.Event()
+        loop.call_soon_threadsafe(beat.set)
         try:
             return future.result(BLOCKED_AFTER_S)
         except concurrent.futures.TimeoutError:
             if future.done():
                 raise  # the operation's own
-            if not _beats(loop):
+            if not beat.is_set():
                 future.cancel()
                 raise WrongLoopError(
                     f"the event loop of this AsyncAuroraStore has been blocked for"
-                    f" {2 * BLOCKED_AFTER_S:g} s, perhaps by the very code that waits for this"
-                    " call; use AuroraStore in blocking code, or await the async methods"
+                    f" {BLOCKED_AFTER_S:g} s, perhaps by the very code that waits for this call;"
+                    " use AuroraStore in blocking code, or await the async methods"
                 ) from None
 
 
@@ -56,9 +58,3 @@ def _runs_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _beats(loop: asyncio.AbstractEventLoop) -> bool:
-    beat = threading.Event()
-    loop.call_soon_threadsafe(beat.set)
-    return beat.wait(BLOCKED_AFTER_S)
