@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import psycopg_pool
 import pytest
 
 from langgraph_aurora_store.connect.cluster import Endpoint
@@ -74,6 +75,10 @@ class Blocking:
         with ExitStack() as stack:
             return [stack.enter_context(self.pool.connection()) for _ in range(count)]
 
+    def fill(self) -> None:
+        """Wait until the pool holds `min_size` connections; none is handed out."""
+        psycopg_pool.ConnectionPool.wait(self.pool)
+
     def close(self) -> None:
         self.pool.close()
 
@@ -113,6 +118,9 @@ class OnLoop:
                 ]
 
         return self._run(hold())
+
+    def fill(self) -> None:
+        self._run(psycopg_pool.AsyncConnectionPool.wait(self.pool))
 
     def close(self) -> None:
         self._run(self.pool.close())

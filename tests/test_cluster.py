@@ -370,6 +370,7 @@ def test_environment_stands_in_for_parameters() -> None:
         NAMES[1][0], user="u", credentials=PasswordCredentials("p"), environ=environ
     ).parameters()
     assert (given["host"], given["user"]) == (NAMES[1][0], "u")
+    make_connector("mine", region="ap-south-1", user="u", environ=environ)  # not the other's region
     with pytest.raises(ConfigurationError, match=r"AURORA_CLUSTER"):
         make_connector(environ={**environ, "AURORA_CLUSTER": ""})
 

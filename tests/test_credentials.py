@@ -248,15 +248,16 @@ def test_parameters_win_over_the_secret_and_the_secret_over_the_environment(
         "memory",
         6432,
     )
+    assert make_connector(credentials=credentials, port=7000).parameters()["port"] == 7000
+    assert make_connector(ENDPOINT.host, credentials=credentials).parameters()["port"] == 6432
     given = make_connector(
         "mem-1.c0ffee.eu-west-1.rds.amazonaws.com",
         database="given",
-        port=7000,
         credentials=credentials,
         environ=environ,
     ).parameters()
     assert given["host"].startswith("mem-1.")
-    assert (given["port"], given["dbname"], given["user"]) == (7000, "given", USER)
+    assert (given["port"], given["dbname"], given["user"]) == (5432, "given", USER)
 
 
 def test_managed_master_secret_needs_a_cluster(write: Callable[..., str]) -> None:

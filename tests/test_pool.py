@@ -120,6 +120,16 @@ def test_connections_that_died_while_idle_are_not_noticed(
     assert pool.together(count) == [cluster.user] * count
 
 
+def test_connection_that_died_before_its_first_use_is_not_noticed(
+    cluster: LocalAurora, open_pool: Open
+) -> None:
+    """One of `min_size` may idle for hours before anybody asks for it."""
+    pool = open_pool(connect(cluster), replace(SETTINGS, min_size=1, check_after_idle_s=0.0))
+    pool.fill()
+    assert cluster.cut_connections() >= 1
+    assert pool.fetch() == cluster.user
+
+
 def test_connection_in_use_is_not_checked(cluster: LocalAurora, open_pool: Open) -> None:
     """A round trip is spent on what has idled for longer than the settings say, only."""
     pool = open_pool(connect(cluster), replace(SETTINGS, check_after_idle_s=60.0))

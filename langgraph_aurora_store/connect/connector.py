@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ class Connector:
     tls: Tls
     role: Literal["writer", "reader"] = "writer"
     application_name: str = APPLICATION_NAME
+    port: int | None = None
     default_cluster: Cluster | None = None
     default_user: str | None = None
     default_database: str | None = None
@@ -99,7 +101,7 @@ class Connector:
     def _endpoint(self, secret: Secret) -> Endpoint:
         cluster = self.cluster
         if cluster is None and secret.host:
-            cluster = Cluster(secret.host, port=secret.port)
+            cluster = Cluster(secret.host)
         cluster = cluster or self.default_cluster
         if cluster is None:
             raise ConfigurationError(
@@ -107,8 +109,12 @@ class Connector:
                 " set AURORA_CLUSTER"
             )
         endpoint = cluster.writer() if self.role == "writer" else cluster.reader()
-        database = self.database or secret.dbname or self.default_database or endpoint.database
-        return replace(endpoint, database=database)
+        secret_port = secret.port if endpoint.host == secret.host else None
+        return replace(
+            endpoint,
+            port=self.port or secret_port or endpoint.port,
+            database=self.database or secret.dbname or self.default_database or endpoint.database,
+        )
 
     def _target(self, endpoint: Endpoint, user: str) -> Target:
         if endpoint.database is None:
@@ -155,21 +161,16 @@ def make_connector(
     """
     defaults = config.connect_defaults(environ)
     aws = Aws(session)
-
-    def named(name: str | None, endpoint: str | None = None) -> Cluster | None:
-        if not name:
-            return None
-        return Cluster(
-            name, region=region, port=port, endpoint=endpoint, session=aws, environ=environ
-        )
-
+    named = partial(Cluster, region=region, port=port, session=aws, environ=environ)
+    given = cluster or endpoint
     connector = Connector(
-        cluster=named(cluster or endpoint, endpoint),
+        cluster=named(given, endpoint=endpoint) if given else None,
         user=user,
         database=database,
         credentials=credentials or IamCredentials(aws, environ=environ),
         tls=verify(sslmode, sslrootcert, environ=environ),
-        default_cluster=named(defaults.cluster),
+        port=port,
+        default_cluster=None if given or not defaults.cluster else named(defaults.cluster),
         default_user=defaults.user,
         default_database=defaults.database,
     )

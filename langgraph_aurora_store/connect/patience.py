@@ -66,7 +66,8 @@ class Health:
         return is_transient(trouble) or (self._was_reached and is_silence(trouble))
 
     def succeeded(self, connection: AnyConnection) -> None:
-        """A connection was made."""
+        """A connection was made, and idles until somebody asks for it."""
+        connection.idle_since = self._wall_clock()
         with self._lock:
             self._made.add(connection)
             was_troubled = self._trouble is not None
