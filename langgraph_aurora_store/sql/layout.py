@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from langgraph_aurora_store.config import Distance, IndexSettings, TtlSettings
@@ -52,6 +52,14 @@ class Layout:
     embedding_id: str | None = None
     iterative_scan: bool = True
     pgvector_schema: str | None = None
+
+    def __post_init__(self) -> None:
+        # Every statement's text is looked up by its layout.
+        values = (getattr(self, member.name) for member in fields(self))
+        object.__setattr__(self, "_hash", hash(tuple(values)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]  # set when made
 
     @property
     def store(self) -> str:

@@ -6,6 +6,7 @@ other but never in a circle. Whoever writes a key's vectors holds the key's row 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -187,14 +188,14 @@ def _ttl(op: PutOp) -> float | None:
     ttl: object = op.ttl
     if ttl is None:
         return None
-    if isinstance(ttl, (int, float)) and not isinstance(ttl, bool):
-        # Comparisons are false for NaN.
-        if 0 <= ttl <= _LONGEST_TTL_MINUTES:
-            return float(ttl)
-    raise InvalidItemError(
-        f"{at(op.namespace, op.key)}: ttl= is minutes from 0 to {_LONGEST_TTL_MINUTES},"
-        f" or None for ever, not {ttl!r}"
-    )
+    minutes = ttl if isinstance(ttl, (int, float)) and not isinstance(ttl, bool) else math.nan
+    # Comparisons are false for NaN.
+    if not 0 <= minutes <= _LONGEST_TTL_MINUTES:
+        raise InvalidItemError(
+            f"{at(op.namespace, op.key)}: ttl= is minutes from 0 to {_LONGEST_TTL_MINUTES},"
+            f" or None for ever, not {ttl!r}"
+        )
+    return float(minutes)
 
 
 def _addresses(puts: Sequence[Put]) -> dict[str, list[object]]:

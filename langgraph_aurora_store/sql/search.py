@@ -81,12 +81,12 @@ def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem],
     """The items found, and the addresses of those due for renewal."""
     found = [
         SearchItem(
-            namespace=namespace_of(prefix),
-            key=key,
-            value=value,
-            created_at=created_at,
-            updated_at=updated_at,
-            score=None if distance is None else score(distance, layout),
+            namespace_of(prefix),
+            key,
+            value,
+            created_at,
+            updated_at,
+            None if distance is None else score(distance, layout),
         )
         for prefix, key, value, created_at, updated_at, _, distance, *_ in rows
     ]
