@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.bedrock_faults import explain
-from langgraph_aurora_store.embeddings.concurrency import Gathering
+from langgraph_aurora_store.embeddings.concurrency import Gathering, PerProcess
 from langgraph_aurora_store.embeddings.families import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.options import Options
@@ -85,15 +84,12 @@ class BedrockEmbeddings(ServiceEmbeddings):
         self._session = session
         self._endpoint_url = endpoint_url
         self._given = client
-        self._made: tuple[int, BedrockRuntimeClient] | None = None
+        self._own = PerProcess(self, self._make_client)
 
     def close(self) -> None:
         """Let threads and connections go; the next embedding opens new ones."""
         self._workers.close()
-        with self._lock:
-            made, self._made = self._made, None
-        if made is not None and made[0] == os.getpid():
-            made[1].close()
+        self._own.close()
 
     @override
     async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
@@ -125,13 +121,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         return explain(error, model=self.model, region=self._where(), texts=request.contents)
 
     def _client(self) -> BedrockRuntimeClient:
-        if self._given is not None:
-            return self._given
-        with self._lock:
-            # Sockets must not be shared with the process this one was forked from.
-            if self._made is None or self._made[0] != os.getpid():
-                self._made = (os.getpid(), self._make_client())
-            return self._made[1]
+        return self._given or self._own.get()
 
     def _make_client(self) -> BedrockRuntimeClient:
         import boto3
@@ -173,5 +163,5 @@ class BedrockEmbeddings(ServiceEmbeddings):
         return region
 
     def _where(self) -> str:
-        client = self._given or (self._made and self._made[1])
+        client = self._given or self._own.made
         return client.meta.region_name if client else self._region or "no region"

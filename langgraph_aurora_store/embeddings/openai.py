@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import sys
 from array import array
 from collections.abc import AsyncGenerator
@@ -17,7 +16,7 @@ import orjson
 from typing_extensions import override
 
 from langgraph_aurora_store.config import environment
-from langgraph_aurora_store.embeddings.concurrency import Slots
+from langgraph_aurora_store.embeddings.concurrency import PerProcess, Slots
 from langgraph_aurora_store.embeddings.exchange import Pause, Send
 from langgraph_aurora_store.embeddings.families import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
@@ -85,17 +84,14 @@ class OpenAIEmbeddings(ServiceEmbeddings):
         self._account = _Account(api_key, base_url, organization, project, options.timeout_s)
         self._given = client
         self._async_given = async_client
-        self._made: tuple[int, OpenAI] | None = None
+        self._own = PerProcess(self, self._account.client)
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient]
         self._of_loop = WeakKeyDictionary()
 
     def close(self) -> None:
         """Let threads and the blocking client's connections go; the next embedding opens new."""
         self._workers.close()
-        with self._lock:
-            made, self._made = self._made, None
-        if made is not None and made[0] == os.getpid():
-            made[1].close()
+        self._own.close()
 
     async def aclose(self) -> None:
         """`close`, and the client of the running event loop too."""
@@ -184,13 +180,7 @@ class OpenAIEmbeddings(ServiceEmbeddings):
         )
 
     def _client(self) -> OpenAI:
-        if self._given is not None:
-            return self._given
-        with self._lock:
-            # Sockets must not be shared with the process this one was forked from.
-            if self._made is None or self._made[0] != os.getpid():
-                self._made = (os.getpid(), self._account.client())
-            return self._made[1]
+        return self._given or self._own.get()
 
     async def _aclient(self) -> AsyncOpenAI:
         if self._async_given is not None:

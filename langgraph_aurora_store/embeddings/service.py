@@ -36,7 +36,6 @@ class ServiceEmbeddings(Embeddings):
         self._exchange = Exchange(model, options, self._clock, self._explain)
         self._queries = QueryCache(options.query_cache_size)
         self._workers = Workers(options.max_concurrency, type(self).__name__)
-        self._lock = threading.Lock()
 
     @property
     def model(self) -> str:
