@@ -21,6 +21,8 @@ from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.local import LocalAurora
 
 SETTINGS = PoolSettings(min_size=0, max_size=4, timeout_s=20, connect_timeout_s=2)
+# Well below the 20 s of a pool's timeout, on a machine that is busy with other things.
+AT_ONCE_S = 2
 WHO = "SELECT current_user"
 
 

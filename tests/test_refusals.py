@@ -32,7 +32,7 @@ from langgraph_aurora_store.errors import (
 )
 from langgraph_aurora_store.local import LocalAurora
 from tests import pools
-from tests.pools import SETTINGS, Clock, Open, by_address, connect, raised_by
+from tests.pools import AT_ONCE_S, SETTINGS, Clock, Open, by_address, connect, raised_by
 
 clock = pools.clock
 cluster = pools.cluster
@@ -158,7 +158,7 @@ def test_refusal_is_told_at_once_in_the_servers_words(
     assert type(error) is case.error
     for word in case.words:
         assert word in str(error)
-    assert after_s < 1
+    assert after_s < AT_ONCE_S
     if issubclass(case.error, ConnectError):
         assert isinstance(error, psycopg.OperationalError)
         assert "user" in str(error)
@@ -196,7 +196,7 @@ def test_pool_serves_at_once_when_what_refused_it_is_mended(
     cluster.create_user(user)
     start = time.monotonic()
     assert pool.fetch() == user
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < AT_ONCE_S
 
 
 def test_every_waiting_caller_is_told(cluster: LocalAurora, open_pool: Open) -> None:
@@ -206,7 +206,7 @@ def test_every_waiting_caller_is_told(cluster: LocalAurora, open_pool: Open) -> 
     found = pool.together(20)
     assert {type(error) for error in found} == {AuthenticationError}
     assert len({id(error) for error in found}) == 20, "an error was raised by two callers"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < AT_ONCE_S
 
 
 def test_refused_growth_does_not_fail_those_whom_others_can_serve(
@@ -302,7 +302,7 @@ def test_server_that_does_not_come_back_is_named_in_the_timeout(open_pool: Open)
     assert isinstance(error, psycopg_pool.PoolTimeout)
     assert "no connection within 0.70 s" in str(error)
     assert "the database system is starting up" in str(error)
-    assert 0.6 < after_s < 1.7
+    assert 0.6 < after_s < 5
 
 
 def test_rests_between_attempts_are_shared_by_all_callers(open_pool: Open) -> None:
@@ -343,7 +343,7 @@ def test_way_in_that_is_closed_is_told_after_one_attempt(open_pool: Open) -> Non
         error, after_s = raised_by(open_pool(plain(address[1])).fetch)
     assert type(error) is ConnectTimeoutError
     assert "security group" in str(error)
-    assert after_s < SETTINGS.connect_timeout_s + 1
+    assert after_s < SETTINGS.connect_timeout_s + AT_ONCE_S
 
 
 def test_exhausted_pool_names_its_size(cluster: LocalAurora, open_pool: Open) -> None:
