@@ -46,12 +46,20 @@ def environment_of(database: Database) -> dict[str, str]:
 
 
 def load(file: Path) -> ModuleType:
-    """A module of an example, under a name of its own."""
+    """A module of an example and what it imports of its folder, kept from those of the others."""
     spec = spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    folder = str(file.parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
+        for name, loaded in list(sys.modules.items()):
+            if (getattr(loaded, "__file__", None) or "").startswith(folder + os.sep):
+                del sys.modules[name]
     return module
 
 

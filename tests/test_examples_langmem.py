@@ -227,7 +227,6 @@ def test_examples_learner_raises_where_the_manager_reports_success(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What memory.py adds for blocking code: a reported memory that is not there is an error."""
-    monkeypatch.syspath_prepend(EXAMPLE)
     serve(load(EXAMPLE / "scripted_model.py").script)
     for name, value in environment_of(database).items():
         monkeypatch.setenv(name, value)
