@@ -77,6 +77,13 @@ class Blocking:
         with ExitStack() as stack:
             return [stack.enter_context(self.pool.connection()) for _ in range(count)]
 
+    def ask_for_one_more(self, *, timeout_s: float) -> None:
+        """Ask for another while all are held."""
+        with ExitStack() as stack:
+            for _ in range(self.pool.max_size):
+                stack.enter_context(self.pool.connection())
+            stack.enter_context(self.pool.connection(timeout_s))
+
     def fill(self) -> None:
         """Wait until the pool holds `min_size` connections; none is handed out."""
         psycopg_pool.ConnectionPool.wait(self.pool)
@@ -120,6 +127,15 @@ class OnLoop:
                 ]
 
         return self._run(hold())
+
+    def ask_for_one_more(self, *, timeout_s: float) -> None:
+        async def ask() -> None:
+            async with AsyncExitStack() as stack:
+                for _ in range(self.pool.max_size):
+                    await stack.enter_async_context(self.pool.connection())
+                await stack.enter_async_context(self.pool.connection(timeout_s))
+
+        self._run(ask())
 
     def fill(self) -> None:
         self._run(psycopg_pool.AsyncConnectionPool.wait(self.pool))
