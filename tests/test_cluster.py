@@ -224,7 +224,9 @@ def test_denied_lookup_says_what_to_allow_or_pass(database: Any, aurora: LocalAu
 def test_iam_authentication_off_says_how_to_turn_it_on(database: Any, aurora: LocalAurora) -> None:
     """The command is there to copy; once it ran, the same connector serves."""
     aurora.iam_enabled = False
-    connector = make_connector(aurora.identifier, user="langmem", session=aurora.session)
+    connector = make_connector(
+        user="langmem", session=aurora.session, environ={"AURORA_CLUSTER": aurora.identifier}
+    )
     with pytest.raises(
         IamAuthenticationDisabledError,
         match=r"aws rds modify-db-cluster .*--enable-iam-database-authentication",

@@ -35,8 +35,8 @@ APPLICATION_NAME = "langgraph-aurora-store"
 class Connector:
     """What a pool asks before each connection. Immutable; thread-safe; the repr holds no secret.
 
-    What is ``None`` here comes from the secret of `SecretsManagerCredentials`, else from
-    ``defaults``, the environment's say.
+    What is ``None`` here comes from the secret of `SecretsManagerCredentials`, else from the
+    ``default_`` of the same name, the environment's say.
     """
 
     cluster: Cluster | None
@@ -90,8 +90,9 @@ class Connector:
         if isinstance(error, AuthenticationError):
             self.credentials.refused()
         stale = HostNotFoundError | CertificateError | IamAuthenticationDisabledError
-        if self.cluster and isinstance(error, stale):
-            self.cluster.forget()
+        cluster = self.cluster or self.default_cluster
+        if cluster and isinstance(error, stale):
+            cluster.forget()
 
     def _secret(self) -> Secret:
         if isinstance(self.credentials, SecretsManagerCredentials):
