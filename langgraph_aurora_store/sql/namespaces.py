@@ -21,45 +21,45 @@ _NO_DEPTH = 2**31 - 1
 _ROWS_PER_DELETE = 10_000
 
 # From each namespace found the walk jumps to the next, by the text_pattern_ops index on prefix:
-# past everything that truncates to the same, if the one found counts. E'\\x01' ends the smallest
+# past everything that truncates to the same, if the one found matches. E'\\x01' ends the smallest
 # text above a prefix; a slash is the character after the dot, and so above all that lies below.
 # The order is InMemoryStore's, label by label in code points, whatever the database's collation.
 _LIST = """
-WITH RECURSIVE walk (prefix, counts, steps) AS (
-    SELECT %(first)s::text, false, 0
+WITH RECURSIVE walk (prefix, beginning, steps) AS (
+    SELECT NULL::text, %(first)s::text, 0
     UNION ALL
-    SELECT found.prefix, found.counts, w.steps + 1
+    SELECT n.prefix,
+           CASE WHEN cardinality(string_to_array(n.prefix, '.')) > %(depth)s::int AND {matches}
+                THEN array_to_string((string_to_array(n.prefix, '.'))[:%(depth)s::int], '.') || '/'
+                ELSE n.prefix || E'\\x01' END,
+           w.steps + 1
     FROM walk AS w CROSS JOIN LATERAL (
-        SELECT n.prefix,
-               n.prefix ~ ALL (%(patterns)b::text[]) AND EXISTS (
-                   SELECT FROM {store} AS s WHERE s.prefix = n.prefix AND {alive}
-               ) AS counts
-        FROM (
-            SELECT s.prefix FROM {store} AS s
-            WHERE s.prefix ~>=~ CASE
-                      WHEN w.steps = 0 THEN w.prefix
-                      WHEN w.counts AND cardinality(string_to_array(w.prefix, '.')) > %(depth)s::int
-                      THEN array_to_string(
-                               (string_to_array(w.prefix, '.'))[:%(depth)s::int], '.') || '/'
-                      ELSE w.prefix || E'\\x01'
-                  END {below}
-            ORDER BY s.prefix USING ~<~ LIMIT 1
-        ) AS n
-    ) AS found
+        SELECT s.prefix FROM {store} AS s
+        WHERE s.prefix ~>=~ w.beginning AND {within} AND {alive}
+        ORDER BY s.prefix USING ~<~ LIMIT 1
+    ) AS n
     WHERE w.steps <= %(most)s::int
 ),
-listed AS (
-    SELECT prefix FROM walk WHERE counts AND (SELECT max(steps) FROM walk) <= %(most)s::int
+found AS (
+    SELECT prefix FROM walk WHERE (SELECT max(steps) FROM walk) <= %(most)s::int
     UNION ALL
     SELECT s.prefix FROM {store} AS s
     WHERE (SELECT max(steps) FROM walk) > %(most)s::int
-      AND s.prefix ~>=~ %(first)s::text {below}
-      AND {alive} AND s.prefix ~ ALL (%(patterns)b::text[])
+      AND s.prefix ~>=~ %(first)s::text AND {within} AND {alive}
+    {itself}
 )
 SELECT labels FROM (
-    SELECT DISTINCT (string_to_array(prefix, '.'))[:%(depth)s::int] AS labels FROM listed
+    SELECT DISTINCT (string_to_array(n.prefix, '.'))[:%(depth)s::int] AS labels
+    FROM found AS n WHERE n.prefix IS NOT NULL AND {matches}
 ) AS truncated
 ORDER BY labels COLLATE "C" LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
+"""
+
+# The plan's estimate is of the whole table, which is seldom read: nothing to compile code for.
+STEERING = Statement(b"SELECT set_config('jit', 'off', true)")
+
+_ITSELF = """
+UNION ALL (SELECT s.prefix FROM {store} AS s WHERE s.prefix = %(prefix)s::text AND {alive} LIMIT 1)
 """
 
 _COUNT = """
@@ -90,19 +90,20 @@ def plan(op: ListNamespacesOp, layout: Layout) -> Statement:
     check_page(op.limit, op.offset)
     if op.max_depth is not None and op.max_depth < 1:
         raise ConfigurationError(f"max_depth counts labels from 1, not {op.max_depth}")
-    conditions = op.match_conditions or ()
+    conditions = [condition for condition in op.match_conditions or () if condition.path]
     head = max((_literal_head(condition) for condition in conditions), key=len, default=())
     prefix = prefix_of(head)
     params = {
-        "first": prefix,
-        "beyond": f"{prefix}/",
-        "patterns": [_pattern(condition) for condition in conditions if condition.path],
+        **(span_of(prefix) if head else {"first": ""}),
+        "patterns": [
+            _pattern(c) for c in conditions if (c.match_type, tuple(c.path)) != ("prefix", head)
+        ],
         "depth": op.max_depth or _NO_DEPTH,
         "most": _MOST_PROBES,
         "limit": op.limit,
         "offset": op.offset,
     }
-    return Statement(_list(layout, is_bounded=bool(head)), params)
+    return Statement(_list(layout, is_bounded=bool(head), matches=bool(params["patterns"])), params)
 
 
 def listed(rows: Rows) -> list[Namespace]:
@@ -156,9 +157,14 @@ def _pattern(condition: MatchCondition) -> str:
 
 
 @lru_cache
-def _list(layout: Layout, *, is_bounded: bool) -> bytes:
-    below = "AND s.prefix ~<~ %(beyond)s::text" if is_bounded else ""
-    return _LIST.format(store=layout.store, alive=ALIVE, below=below).encode()
+def _list(layout: Layout, *, is_bounded: bool, matches: bool) -> bytes:
+    names = {"store": layout.store, "alive": ALIVE}
+    return _LIST.format(
+        within="s.prefix ~<~ %(beyond)s::text" if is_bounded else "true",
+        itself=_ITSELF.format(**names) if is_bounded else "",
+        matches="n.prefix ~ ALL (%(patterns)b::text[])" if matches else "true",
+        **names,
+    ).encode()
 
 
 @lru_cache

@@ -28,7 +28,7 @@ from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.nearest import nearest
 from langgraph_aurora_store.sql.put import Writes
 from langgraph_aurora_store.sql.search import Search
-from langgraph_aurora_store.sql.steps import Conversation, Run, Statement
+from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
 from langgraph_aurora_store.sql.texts import Embedded, Text, checked, request
 
 if TYPE_CHECKING:
@@ -98,24 +98,27 @@ def _read_at_once(
     texts = batch.writes.texts
     statements = [
         *([get.statement(batch.gets, layout)] if batch.gets else []),
-        *(search.recent(s, layout) for s in recent),
-        *(statement for _, statement in batch.listings),
         *([put.known(texts, layout)] if texts else []),
+        *([namespaces.STEERING] if batch.listings else []),
+        *(statement for _, statement in batch.listings),
+        *search.recent(recent, layout),
     ]
     if not statements:
         return (), []
-    replies = iter((yield Run(tuple(statements))))
+    replies: list[Rows] = yield Run(tuple(statements))
     due: list[Address] = []
     if batch.gets:
-        found, due = get.items(batch.gets, next(replies))
+        found, due = get.items(batch.gets, replies.pop(0))
         for place, item in found.items():
             results[place] = item
-    for s in recent:
-        results[s.place], late = search.items(s, next(replies), layout)
-        due += late
+    new = put.missing(texts, replies.pop(0)) if texts else ()
+    if batch.listings:
+        del replies[0]
     for place, _ in batch.listings:
-        results[place] = namespaces.listed(next(replies))
-    return put.missing(texts, next(replies)) if texts else (), due
+        results[place] = namespaces.listed(replies.pop(0))
+    if recent:
+        due += _take(recent, replies, results, layout)
+    return new, due
 
 
 def _embed(
@@ -136,11 +139,19 @@ def _read_by_meaning(
     # Cosine ranks nothing by a vector without a direction.
     lost = [s for s in searches if _is_lost(vectors.queries[s.query or ""], layout)]
     ranked = [s for s in searches if s not in lost]
-    replies = yield from nearest(ranked, vectors.queries, layout)
+    due = _take(ranked, (yield from nearest(ranked, vectors.queries, layout)), results, layout)
     if lost:
-        replies += yield Run(tuple(search.recent(s, layout) for s in lost))
+        replies = yield Run(tuple(search.recent(lost, layout)))
+        due += _take(lost, replies, results, layout)
+    return due
+
+
+def _take(
+    searches: Sequence[Search], replies: Sequence[Rows], results: list[Result], layout: Layout
+) -> list[Address]:
+    """Put the items found in their places; returns those due for renewal."""
     due: list[Address] = []
-    for s, rows in zip([*ranked, *lost], replies, strict=True):
+    for s, rows in zip(searches, replies[-len(searches) :], strict=True):
         results[s.place], late = search.items(s, rows, layout)
         due += late
     return due
@@ -168,5 +179,7 @@ def _write(
         yield Run(put.statements(writes, new, vectors.documents, layout))
     except psycopg.errors.DivisionByZero:
         # A vector we meant to keep was replaced by a concurrent write: rely on none of them.
-        every = yield from _embed(writes.texts, (), layout)
-        yield Run(put.statements(writes, writes.texts, every.documents, layout))
+        kept = [text for text in writes.texts if text.text not in vectors.documents]
+        more = yield from _embed(kept, (), layout)
+        every = vectors.documents | more.documents
+        yield Run(put.statements(writes, writes.texts, every, layout))

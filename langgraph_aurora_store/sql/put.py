@@ -161,7 +161,8 @@ def statements(
     if doomed:
         steps.append(Statement(sql.delete, _addresses(doomed)))
     if puts and layout.index is not None:
-        texts, kept = writes.texts, [text for text in writes.texts if text not in new]
+        texts, fresh = writes.texts, set(new)
+        kept = [text for text in texts if text not in fresh]
         if kept:
             steps.append(Statement(sql.still_known, _columns(kept)))
         steps.append(Statement(sql.delete_stale_vectors, _addresses(puts) | _kept(texts)))

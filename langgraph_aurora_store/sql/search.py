@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,6 +30,14 @@ FROM {store} AS s
 WHERE {within} AND {alive} AND {condition}
 ORDER BY s.updated_at DESC, s.prefix COLLATE "C", s.key COLLATE "C"
 LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
+"""
+
+
+# The one plan for all namespaces is the right one for all but the largest: an index on the prefix,
+# a sort, and no worker processes, whose start takes longer than most searches.
+_STEERING = b"""
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('jit', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true)
 """
 
 
@@ -61,7 +70,7 @@ def plan(place: int, op: SearchOp, layout: Layout) -> Search:
         InvalidFilterError: for a filter that means nothing.
     """
     check_page(op.limit, op.offset)
-    query = op.query if op.query and not op.query.isspace() else None
+    query = op.query if op.query and not op.query.isspace() and op.limit else None
     if query is not None and layout.index is None:
         raise ConfigurationError(
             "query= searches by meaning, and this store has no index: make it with"
@@ -71,10 +80,18 @@ def plan(place: int, op: SearchOp, layout: Layout) -> Search:
     return Search(place, op, prefix, compile_filter(op.filter), query)
 
 
-def recent(search: Search, layout: Layout) -> Statement:
-    """The newest items of a namespace."""
-    text = _recent(layout, search.condition.sql, is_bounded=bool(search.prefix))
-    return Statement(text, search.params)
+def recent(searches: Sequence[Search], layout: Layout) -> list[Statement]:
+    """The newest items of each search's namespace; replies to other statements may come first."""
+    bounded = any(search.prefix for search in searches)
+    return [
+        *([Statement(_STEERING)] if bounded else []),
+        *(
+            Statement(
+                _recent(layout, search.condition.sql, is_bounded=bool(search.prefix)), search.params
+            )
+            for search in searches
+        ),
+    ]
 
 
 def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem], list[Address]]:

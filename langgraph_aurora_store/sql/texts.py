@@ -132,18 +132,18 @@ def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector 
     # Imported late: whoever stores no vectors needs no pgvector.
     from pgvector import HalfVector, Vector
 
-    if len(values) != index.dims:
+    numbers = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(numbers) != index.dims:
         raise EmbeddingResponseError(
-            f"the embedding of {name} has {len(values)} dimensions; the index holds {index.dims}"
+            f"the embedding of {name} has {len(numbers)} dimensions; the index holds {index.dims}"
         )
-    kind = HalfVector if index.vector_type == "halfvec" else Vector
     try:
-        vector = kind(values if type(values).__name__ == "ndarray" else list(values))  # type: ignore[arg-type]
+        vector = (HalfVector if index.vector_type == "halfvec" else Vector)(numbers)
     except (TypeError, ValueError, OverflowError) as exc:
         raise EmbeddingResponseError(
-            f"the embedding of {name} is no list of numbers within {index.vector_type}'s range"
+            f"the embedding of {name} holds what is no number within {index.vector_type}'s range"
         ) from exc
-    # A sum is finite exactly when each of these small numbers is, and it is summed in C.
+    # A sum of so few numbers of their size is finite exactly when each of them is.
     if not math.isfinite(sum(vector.to_list())):
         raise EmbeddingResponseError(f"the embedding of {name} holds NaN or infinity")
     return vector
