@@ -23,11 +23,13 @@ STOP_S = 15
 
 
 @contextmanager
-def serving(environment: Mapping[str, str], folder: Path = HERE) -> Iterator[str]:
+def serving(
+    environment: Mapping[str, str], *, folder: Path = HERE, workers: int = 1
+) -> Iterator[str]:
     """`langgraph dev` on a free port; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    options = ["--no-browser", "--no-reload", "--port", str(port)]
+    options = ["--no-browser", "--no-reload", f"--port={port}", f"--n-jobs-per-worker={workers}"]
     server = subprocess.Popen(  # noqa: S603 - our own files
         [sys.executable, "-m", "langgraph_cli", "dev", *options],
         cwd=folder,

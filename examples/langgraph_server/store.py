@@ -12,8 +12,8 @@ from settings import EMBEDDING_MODEL
 from langgraph_aurora_store import AsyncAuroraStore
 from langgraph_aurora_store.connect.settings import PoolSettings
 
-# One pool per thread: with BG_JOB_ISOLATED_LOOPS that is N_JOBS_PER_WORKER (10) and the API's own,
-# so up to 11 times 4 connections for each server process.
+# One pool per thread: with BG_JOB_ISOLATED_LOOPS that is one for each job the server runs at a time
+# (N_JOBS_PER_WORKER, 10) and the API's own, so up to 11 times 4 connections for each process.
 POOL = PoolSettings(min_size=0, max_size=4)
 
 
