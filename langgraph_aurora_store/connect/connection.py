@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
@@ -71,6 +72,20 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
 
 
 AnyConnection: TypeAlias = AuroraConnection | AsyncAuroraConnection
+
+
+def has_heard(connection: AnyConnection) -> bool:
+    """Whether the server has spoken unasked, or hung up, since it was last listened to.
+
+    Tells most dead connections without a round trip: a server that ends or fails over closes its
+    sockets. Of a link that fell silent it knows nothing.
+    """
+    if connection.closed:
+        return True
+    listener = select.poll()
+    listener.register(connection.fileno(), select.POLLIN)
+    return bool(listener.poll(0))
+
 
 # A dial that nobody answers within this finds nobody within a region either.
 _DIAL_TIMEOUT_S = 0.8

@@ -20,7 +20,11 @@ import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
 
-from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
+from langgraph_aurora_store.connect.connection import (
+    AsyncAuroraConnection,
+    AuroraConnection,
+    has_heard,
+)
 from langgraph_aurora_store.connect.connector import Connector
 from langgraph_aurora_store.connect.patience import Health, Patience
 from langgraph_aurora_store.connect.refusal import again
@@ -115,12 +119,12 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         self.putconn(self.getconn(timeout))
 
     def ping(self, conn: AuroraConnection) -> None:
-        """Try a connection that has idled; when it is dead, renew those that idled with it.
+        """Try a connection that has idled or heard; when dead, renew those that idled with it.
 
         Raises:
             psycopg.Error: it is dead.
         """
-        if not self._health.has_idled(conn):
+        if not (self._health.has_idled(conn) or has_heard(conn)):
             return
         try:
             self.check_connection(conn)
@@ -234,12 +238,12 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
         await self.putconn(await self.getconn(timeout))
 
     async def ping(self, conn: AsyncAuroraConnection) -> None:
-        """Try a connection that has idled; when it is dead, renew those that idled with it.
+        """Try a connection that has idled or heard; when dead, renew those that idled with it.
 
         Raises:
             psycopg.Error: it is dead.
         """
-        if not self._health.has_idled(conn):
+        if not (self._health.has_idled(conn) or has_heard(conn)):
             return
         try:
             await self.check_connection(conn)
