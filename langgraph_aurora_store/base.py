@@ -96,7 +96,9 @@ class BaseAuroraStore:
         settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
         engine = Engine(index=index, ttl=ttl, schema=schema, session=session, region=region)
         store = cls.__new__(cls)
-        store._begin(cls._own_pool(connector, settings), engine, deserializer=deserializer)
+        store._begin(  # noqa: SLF001 - its own
+            cls._own_pool(connector, settings), engine, deserializer=deserializer
+        )
         return store
 
     def _begin(

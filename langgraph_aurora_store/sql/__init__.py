@@ -1,0 +1,1 @@
+"""LangGraph operations as SQL: pure functions and flows that do no I/O."""
