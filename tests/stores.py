@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
+import psycopg
 from langchain_core.embeddings import Embeddings
 from langgraph.store.postgres import AsyncPostgresStore
+from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
@@ -94,13 +96,29 @@ KINDS = ("blocking-connection", "blocking-pool", "asyncio-connection", "asyncio-
 CLUSTER_KINDS = ("blocking-cluster", "asyncio-cluster")
 
 
+def owner_dsn(aurora: LocalAurora, database: str) -> str:
+    """As the application's role, past the gate."""
+    return make_conninfo(aurora.admin_dsn_for(database), user=aurora.user)
+
+
+@contextmanager
+def set_up(aurora: LocalAurora, database: str, **settings: Any) -> Iterator[psycopg.Connection]:
+    """A database with a store's tables, and the superuser's connection to it."""
+    aurora.create_database(database)
+    with AuroraStore.from_conn_string(owner_dsn(aurora, database), **settings) as store:
+        store.setup()
+    with psycopg.connect(aurora.admin_dsn_for(database), autocommit=True) as conn:
+        yield conn
+    aurora.drop_database(database)
+
+
 @asynccontextmanager
 async def opened(
     kind: str, aurora: LocalAurora, database: str, **settings: Any
 ) -> AsyncIterator[Twin]:
     """A store of one of ``KINDS``; or of ``CLUSTER_KINDS``, from the name and through the gate."""
     flavour, _, way = kind.partition("-")
-    dsn = f"{aurora.admin_dsn_for(database)} user={aurora.user}"
+    dsn = owner_dsn(aurora, database)
     async with AsyncExitStack() as stack:
         if way == "cluster":
             cls = AuroraStore if flavour == "blocking" else AsyncAuroraStore

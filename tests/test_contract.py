@@ -19,9 +19,8 @@ from langgraph.store.base import (
     SearchOp,
 )
 from langgraph.store.postgres import PostgresStore
-from stores import CLUSTER_KINDS, DIMS, KINDS, Letters, Twin, opened
+from stores import CLUSTER_KINDS, DIMS, KINDS, Letters, Twin, opened, set_up
 
-from langgraph_aurora_store import AuroraStore
 from langgraph_aurora_store.errors import (
     ConfigurationError,
     InvalidFilterError,
@@ -52,13 +51,8 @@ LOOKALIKES = ["a", "a_b", "aXb", "a%b", "a%", "a\\b", "ab", "A", "a-b"]
 @pytest.fixture(scope="module")
 def sql(aurora: LocalAurora) -> Iterator[psycopg.Connection]:
     """The superuser's connection to a database whose tables are set up once."""
-    aurora.create_database(DATABASE)
-    dsn = f"{aurora.admin_dsn_for(DATABASE)} user={aurora.user}"
-    with AuroraStore.from_conn_string(dsn, index=INDEX) as store:
-        store.setup()
-    with psycopg.connect(aurora.admin_dsn_for(DATABASE), autocommit=True) as conn:
+    with set_up(aurora, DATABASE, index=INDEX) as conn:
         yield conn
-    aurora.drop_database(DATABASE)
 
 
 @pytest.fixture(params=[*KINDS, *CLUSTER_KINDS])
