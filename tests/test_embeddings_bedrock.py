@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -257,10 +258,11 @@ async def test_a_cancelled_call_sends_nothing_more(bedrock: Bedrock) -> None:
 
 def test_a_forked_process_embeds_on_its_own(bedrock: Bedrock) -> None:
     """Threads and sockets are not inherited: a child that forks after a first use still works."""
-    shared = embeddings(bedrock)
+    shared = embeddings(bedrock, max_concurrency=1)
     shared.embed_query("before")
     child = os.fork()
     if child == 0:
+        signal.alarm(20)
         try:
             shared.embed_documents(["after", "the", "fork"])
             os._exit(0)

@@ -156,13 +156,20 @@ def test_an_empty_text_is_refused_before_it_is_sent(rig: Rig) -> None:
 def test_a_repeated_query_is_asked_once(rig: Rig) -> None:
     """The last queries are remembered, sync and async alike, as vectors of the caller's own."""
     embeddings = rig.embeddings(query_cache_size=2)
-    first = rig.query(embeddings, "tea")
-    first[0] = 9.0
-    assert embeddings.embed_query("tea")[0] != 9.0
+    asked = rig.query(embeddings, "tea")
+    remembered = embeddings.embed_query("tea")
+    assert remembered == asked
     assert len(rig.service.requests) == 1
-    for text in ("coffee", "water", "tea"):
+    asked[0] = remembered[0] = 9.0
+    assert rig.query(embeddings, "tea")[0] != 9.0
+
+
+def test_the_query_unused_for_longest_is_forgotten(rig: Rig) -> None:
+    """What is asked again stays; what is not gives way."""
+    embeddings = rig.embeddings(query_cache_size=2)
+    for text in ("tea", "coffee", "tea", "water", "tea", "coffee"):
         rig.query(embeddings, text)
-    assert texts_of(rig.service) == ["tea", "coffee", "water", "tea"]
+    assert texts_of(rig.service) == ["tea", "coffee", "water", "coffee"]
 
 
 def test_a_document_is_not_answered_from_the_queries(rig: Rig) -> None:

@@ -11,7 +11,11 @@ from openai import AsyncOpenAI
 from openai import OpenAI as Client
 
 from langgraph_aurora_store.embeddings import OpenAIEmbeddings
-from langgraph_aurora_store.errors import EmbeddingAccessError, EmbeddingError
+from langgraph_aurora_store.errors import (
+    EmbeddingAccessError,
+    EmbeddingError,
+    EmbeddingResponseError,
+)
 from tests.services.http import Reply, Stall
 from tests.services.openai import OpenAI, error, tokens
 from tests.services.vectors import vector_of
@@ -104,8 +108,22 @@ def test_the_bound_holds_over_threads_and_loops_together(openai: OpenAI) -> None
     assert len(openai.requests) == 80
 
 
+async def test_a_caller_that_no_longer_waits_is_passed_over(openai: OpenAI) -> None:
+    """A call cancelled while it waits for its turn gets none."""
+    openai.next(Stall())
+    bounded = embeddings(openai, max_concurrency=1, timeout_s=0.3)
+    holds = asyncio.create_task(bounded.aembed_query("holds"))
+    await asyncio.to_thread(openai.wait_for, 1)
+    waits = asyncio.create_task(bounded.aembed_query("waits"))
+    last = asyncio.create_task(bounded.aembed_query("last"))
+    await asyncio.sleep(0)
+    waits.cancel()
+    await asyncio.gather(holds, last)
+    assert sorted(body["input"][0] for body in openai.requests) == ["holds", "holds", "last"]
+
+
 async def test_a_place_given_up_is_taken_by_the_next(openai: OpenAI) -> None:
-    """A cancelled call that waited for its turn, or held one, leaves it to the others."""
+    """A call cancelled just when its turn has come leaves it to the next."""
     openai.next(Stall())
     bounded = embeddings(openai, max_concurrency=1)
     holds = asyncio.create_task(bounded.aembed_query("holds"))
@@ -113,7 +131,7 @@ async def test_a_place_given_up_is_taken_by_the_next(openai: OpenAI) -> None:
     waits = asyncio.create_task(bounded.aembed_query("waits"))
     last = asyncio.create_task(bounded.aembed_query("last"))
     await asyncio.sleep(0)
-    waits.cancel()
+    holds.add_done_callback(lambda _: waits.cancel())
     holds.cancel()
     assert len(await last) == 1536
     assert [body["input"] for body in openai.requests] == [["holds"], ["last"]]
@@ -161,6 +179,16 @@ def test_vectors_are_matched_to_texts_by_their_index(openai: OpenAI, mode: str) 
     openai.next(Reply(body={"data": data}))
     vectors = embed(mode, used, ["a", "b", "c"])
     assert [vector[0] for vector in vectors] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_vectors_is_refused(openai: OpenAI, count: int) -> None:
+    """Two texts have two vectors: with fewer or more it is not known which is whose."""
+    data = [{"index": place, "embedding": [0.5] * 1536} for place in range(count)]
+    openai.next(Reply(body={"data": data}))
+    problem = f"answered 2 text\\(s\\) with {count} vector"
+    with pytest.raises(EmbeddingResponseError, match=problem):
+        embeddings(openai).embed_documents(["tea", "coffee"])
 
 
 @pytest.mark.parametrize(
