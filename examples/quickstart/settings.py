@@ -1,6 +1,6 @@
-"""Which models the quickstart uses: OpenAI's with a key, Bedrock's with AWS credentials."""
+"""Which models the quickstart uses; any that langchain's init_chat_model and the store know."""
 
 import os
 
-CHAT_MODEL = os.environ.get("QUICKSTART_CHAT_MODEL", "openai:gpt-4.1-mini")
-EMBEDDING_MODEL = os.environ.get("QUICKSTART_EMBEDDING_MODEL", "openai:text-embedding-3-small")
+CHAT_MODEL = os.environ.get("EXAMPLE_CHAT_MODEL", "openai:gpt-4.1-mini")
+EMBEDDING_MODEL = os.environ.get("EXAMPLE_EMBEDDING_MODEL", "openai:text-embedding-3-small")

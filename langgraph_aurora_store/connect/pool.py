@@ -127,7 +127,8 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         if not (self._health.has_idled(conn) or has_heard(conn)):
             return
         try:
-            self.check_connection(conn)
+            # Not check_connection(): psycopg would prepare it first, at a round trip each time.
+            conn.execute("", prepare=False)
         except psycopg.Error:
             # Found one by one, its dead neighbours would cost the caller seconds of pauses.
             if self._health.should_renew(conn):
@@ -246,7 +247,8 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
         if not (self._health.has_idled(conn) or has_heard(conn)):
             return
         try:
-            await self.check_connection(conn)
+            # Not check_connection(): psycopg would prepare it first, at a round trip each time.
+            await conn.execute("", prepare=False)
         except psycopg.Error:
             if self._health.should_renew(conn):
                 await self.drain()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import string
 import time
 from collections import Counter
@@ -14,11 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local import api, roles
+from langgraph_aurora_store.local import api, keys, roles
 from langgraph_aurora_store.local.lifetime import exported
 from langgraph_aurora_store.local.parts import Parts, assemble
 from langgraph_aurora_store.local.server import ServerVersion
-from langgraph_aurora_store.local.tokens import Keys
 
 if TYPE_CHECKING:
     import boto3
@@ -61,6 +59,8 @@ class LocalAurora:
         port: TCP port on 127.0.0.1; 0 takes one that is free.
         version: major version of PostgreSQL.
         session_token: makes the keys temporary ones, whose tokens must carry this session token.
+        keys_of: let the keys that this session has now sign, in place of made-up ones, so that a
+            process can use the cluster and AWS. They are compared here and sent nowhere.
         clock: seconds since the epoch by which the age of tokens is measured.
         export: set ``AURORA_CLUSTER``, ``AURORA_USER``, ``AURORA_DATABASE`` and ``PGSSLROOTCERT``
             in ``os.environ`` while it is up.
@@ -87,6 +87,7 @@ class LocalAurora:
         port: int = 0,
         version: ServerVersion = 16,
         session_token: str | None = None,
+        keys_of: boto3.Session | None = None,
         clock: Callable[[], float] = time.time,
         export: bool = True,
     ) -> None:
@@ -97,16 +98,12 @@ class LocalAurora:
         self.endpoint = endpoint
         self.reader_endpoint = reader_endpoint or endpoint
         self.version = version
-        self.resource_id = f"cluster-{_random(string.ascii_uppercase + string.digits, 26)}"
+        self.resource_id = f"cluster-{keys.letters(string.ascii_uppercase + string.digits, 26)}"
         self.arn = f"arn:aws:rds:{region}:{api.ACCOUNT}:cluster:{identifier}"
         self._requested_port = port
         self._clock = clock
         self._export = export
-        self._keys = Keys(
-            access_key=f"AKIA{_random(string.ascii_uppercase + '234567', 16)}",
-            secret_key=secrets.token_urlsafe(30),
-            session_token=session_token,
-        )
+        self._keys = keys.of_session(keys_of) if keys_of else keys.made_up(session_token)
         self._owner: int | None = None
         self._parts: Parts | None = None
         self._stack = ExitStack()
@@ -353,7 +350,3 @@ class LocalAurora:
             denied=self.describe_denied,
         )
         return api.answer(form, facts)
-
-
-def _random(alphabet: str, length: int) -> str:
-    return "".join(secrets.choice(alphabet) for _ in range(length))
