@@ -253,14 +253,14 @@ class Unready:
             if not start_up:
                 link.close()
                 return
-            if self.left > 0:
+            self.left -= 1
+            if self.left >= 0:
                 fields = b"SFATAL\0C57P03\0Mthe database system is starting up\0\0"
                 link.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
                 link.close()
             else:
                 link.sendall(b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I")
                 self._links.append(link)
-            self.left -= 1
 
     def close(self) -> None:
         with suppress(OSError):
