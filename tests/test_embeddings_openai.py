@@ -11,6 +11,7 @@ from openai import AsyncOpenAI
 from openai import OpenAI as Client
 
 from langgraph_aurora_store.embeddings import OpenAIEmbeddings
+from langgraph_aurora_store.embeddings.concurrency import Slots
 from langgraph_aurora_store.errors import (
     EmbeddingAccessError,
     EmbeddingError,
@@ -108,6 +109,12 @@ def test_the_bound_holds_over_threads_and_loops_together(openai: OpenAI) -> None
     assert len(openai.requests) == 80
 
 
+async def turns() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def test_a_caller_that_no_longer_waits_is_passed_over(openai: OpenAI) -> None:
     """A call cancelled while it waits for its turn gets none."""
     openai.next(Stall())
@@ -116,25 +123,23 @@ async def test_a_caller_that_no_longer_waits_is_passed_over(openai: OpenAI) -> N
     await asyncio.to_thread(openai.wait_for, 1)
     waits = asyncio.create_task(bounded.aembed_query("waits"))
     last = asyncio.create_task(bounded.aembed_query("last"))
-    await asyncio.sleep(0)
+    await turns()
     waits.cancel()
     await asyncio.gather(holds, last)
     assert sorted(body["input"][0] for body in openai.requests) == ["holds", "holds", "last"]
 
 
-async def test_a_place_given_up_is_taken_by_the_next(openai: OpenAI) -> None:
-    """A call cancelled just when its turn has come leaves it to the next."""
-    openai.next(Stall())
-    bounded = embeddings(openai, max_concurrency=1)
-    holds = asyncio.create_task(bounded.aembed_query("holds"))
-    await asyncio.to_thread(openai.wait_for, 1)
-    waits = asyncio.create_task(bounded.aembed_query("waits"))
-    last = asyncio.create_task(bounded.aembed_query("last"))
-    await asyncio.sleep(0)
-    holds.add_done_callback(lambda _: waits.cancel())
-    holds.cancel()
-    assert len(await last) == 1536
-    assert [body["input"] for body in openai.requests] == [["holds"], ["last"]]
+async def test_a_place_given_up_is_taken_by_the_next() -> None:
+    """A call cancelled at the very moment its turn comes does not take the place with it."""
+    slots = Slots(1)
+    slots.acquire()
+    waits = asyncio.create_task(slots.aacquire())
+    await turns()
+    slots.release()
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    await asyncio.wait_for(slots.aacquire(), 10)
 
 
 async def test_asyncio_uses_no_thread_for_a_request(openai: OpenAI) -> None:
