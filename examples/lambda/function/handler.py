@@ -4,6 +4,7 @@ Everything at module level is made once for a sandbox and serves all of its invo
 """
 
 import logging
+from dataclasses import replace
 
 import boto3
 import openai
@@ -14,9 +15,10 @@ from langgraph.store.base import SearchItem
 from langmem import create_memory_manager
 from lifetime import finish_within, let_sleep
 from preferences import Preference, learn, recall
-from web import Failure, Request, parse_event, reply
+from web import HttpError, Request, parse_event, reply
 
 from langgraph_aurora_store import AuroraStore
+from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.errors import AuroraStoreError
 
 INSTRUCTIONS = "Answer briefly. What you know of this user's preferences, from earlier talks:"
@@ -25,9 +27,12 @@ logger = logging.getLogger(__name__)
 
 session = boto3.Session()  # one for all, as each one reads botocore's tables anew
 settings.load_openai_key(session)
-# Cluster, role and database come from AURORA_CLUSTER, AURORA_USER and AURORA_DATABASE.
+# Cluster, role and database come from AURORA_CLUSTER, AURORA_USER and AURORA_DATABASE. A sandbox
+# serves one invocation at a time, which needs one connection.
 store = AuroraStore.from_cluster(
-    session=session, index={"embed": settings.EMBEDDING_MODEL, "fields": ["content"]}
+    session=session,
+    pool=replace(PoolSettings.for_lambda(), max_size=1),
+    index={"embed": settings.EMBEDDING_MODEL, "fields": ["content"]},
 )
 client = openai.OpenAI(timeout=settings.MODEL_TIMEOUT_S, max_retries=1)
 memory_model = init_chat_model(
@@ -44,15 +49,10 @@ def handler(event: dict, context) -> dict:
     """Answer a prompt from what is known of its user, and learn from it."""
     try:
         return reply(200, converse(parse_event(event), context))
-    except Failure as failure:
-        logger.log(
-            logging.ERROR if failure.status >= 500 else logging.INFO,
-            "%d %s: %s",
-            failure.status,
-            failure.code,
-            failure.__cause__ or failure,
-        )
-        return failure.reply()
+    except HttpError as error:
+        level = logging.ERROR if error.status >= 500 else logging.INFO
+        logger.log(level, "%d %s: %s", error.status, error.code, error.__cause__ or error)
+        return error.reply()
 
 
 def converse(request: Request, context) -> dict:
@@ -77,7 +77,7 @@ def find_preferences(request: Request) -> list[SearchItem]:
         return recall(store, request)
     except (AuroraStoreError, psycopg.Error) as error:
         message = "the memory cannot be reached; try again"
-        raise Failure(503, "memory_unavailable", message, Retry_After="5") from error
+        raise HttpError(503, "memory_unavailable", message, Retry_After="5") from error
 
 
 def ask(prompt: str, known: list[SearchItem]) -> str:
@@ -92,5 +92,5 @@ def ask(prompt: str, known: list[SearchItem]) -> str:
         )
     except openai.OpenAIError as error:
         message = "the model cannot be reached; try again"
-        raise Failure(502, "model_unavailable", message) from error
+        raise HttpError(502, "model_unavailable", message) from error
     return response.output_text

@@ -34,4 +34,4 @@ def let_sleep(store: AuroraStore) -> None:
     session of a frozen sandbox ends in time, and the cluster can pause.
     """
     with store.connection() as connection:
-        connection.execute("SELECT")
+        connection.execute("", prepare=False)

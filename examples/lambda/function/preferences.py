@@ -7,7 +7,7 @@ from langchain_core.runnables import Runnable
 from langgraph.store.base import GetOp, PutOp, SearchItem, SearchOp
 from langmem.knowledge.extraction import ExtractedMemory
 from pydantic import BaseModel, Field
-from web import Failure, Request
+from web import HttpError, Request
 
 from langgraph_aurora_store import AuroraStore
 
@@ -40,14 +40,14 @@ def recall(store: AuroraStore, request: Request) -> list[SearchItem]:
     One batch, so one round trip tells both whether the user is known and what of them.
 
     Raises:
-        Failure: 404, nobody has registered this user.
+        HttpError: 404, nobody has registered this user.
     """
     namespace = namespace_of(request.user_id)
     user, known = store.batch(
         [GetOp(USERS, request.user_id), SearchOp(namespace, query=request.prompt, limit=LIMIT)]
     )
     if user is None:
-        raise Failure(404, "unknown_user", f"no user {request.user_id!r} is registered")
+        raise HttpError(404, "unknown_user", f"no user {request.user_id!r} is registered")
     return known
 
 

@@ -12,7 +12,7 @@ import settings
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 
-class Failure(Exception):
+class HttpError(Exception):
     """An answer that is no answer: a status, a code for programs, a message for people."""
 
     def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
@@ -60,13 +60,13 @@ def parse_event(event: dict) -> Request:
     """The request in an event of a Function URL.
 
     Raises:
-        Failure: 400, 405 or 413, saying what is wrong.
+        HttpError: 400, 405 or 413, saying what is wrong.
     """
     method = event.get("requestContext", {}).get("http", {}).get("method")
     if method is None:
-        raise Failure(400, "invalid_event", "this is no event of a Function URL: call its address")
+        raise HttpError(400, "invalid_event", "this is no event of a Function URL")
     if method != "POST":
-        raise Failure(405, "method_not_allowed", f"use POST, not {method}", Allow="POST")
+        raise HttpError(405, "method_not_allowed", f"use POST, not {method}", Allow="POST")
     try:
         return Request.model_validate_json(_body(event))
     except ValidationError as error:
@@ -76,20 +76,20 @@ def parse_event(event: dict) -> Request:
 def _body(event: dict) -> str | bytes:
     body = event.get("body")
     if not body:
-        raise Failure(400, "invalid_request", 'the body is empty; send {"user_id", "prompt"}')
+        raise HttpError(400, "invalid_request", 'the body is empty; send {"user_id", "prompt"}')
     if not event.get("isBase64Encoded"):
         return body
     try:
         return base64.b64decode(body, validate=True)
     except binascii.Error:
-        raise Failure(400, "invalid_request", "the body is not the Base64 it says it is") from None
+        raise HttpError(400, "invalid_request", "the body is not valid Base64") from None
 
 
-def _refusal(error: ValidationError) -> Failure:
+def _refusal(error: ValidationError) -> HttpError:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     message = "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems
     )
     if all(problem["type"] == "string_too_long" for problem in problems):
-        return Failure(413, "prompt_too_long", message)
-    return Failure(400, "invalid_request", message)
+        return HttpError(413, "prompt_too_long", message)
+    return HttpError(400, "invalid_request", message)

@@ -6,10 +6,13 @@ Lambda's own runtime interface client, frozen between invocations.
 """
 
 import argparse
+import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -23,29 +26,34 @@ from langgraph_aurora_store.local.openai import LocalOpenAI
 FUNCTION = Path(__file__).parent.parent / "function"
 USERS = ["ada", "grace"]
 FROZEN_S = 1.5  # after more than a second a connection is tried before it is used
-RESUME_S = 15.0  # Aurora user guide: a paused cluster resumes in approximately 15 seconds
+# Aurora user guide: a paused cluster resumes in approximately 15 seconds.
+RESUME_S = float(os.environ.get("LAMBDA_RESUME_S", "15"))
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--serve", type=int, metavar="PORT", help="serve the Function URL")
-    options.add_argument("--task-root", type=Path, default=FUNCTION, help="for instance a build")
-    options.add_argument("--resume-s", type=float, default=RESUME_S)
+    options.add_argument("--task-root", type=Path, default=FUNCTION, help="such as build/function")
+    options.add_argument("--python", default=sys.executable, help="one that has awslambdaric")
     chosen = options.parse_args()
     with ExitStack() as stack:
         cluster = stack.enter_context(LocalAurora(user="nobody", export=False))
         environment = stack.enter_context(services(cluster))
-        with step("the bootstrap function makes role, tables and users"):
-            sandbox = Sandbox("prepare_database.handler", environment, task_root=chosen.task_root)
-            with sandbox:
-                print("  ", sandbox.invoke({"users": USERS}))
+        start = partial(
+            Sandbox,
+            environment=environment,
+            task_root=chosen.task_root.absolute(),
+            python=chosen.python,
+        )
+        title = "the bootstrap function makes role, tables and users"
+        with step(title), start("prepare_database.handler") as bootstrap:
+            print("  ", bootstrap.invoke({"users": USERS}))
         with step("a cold start, with the first connection in its init phase"):
-            sandbox = Sandbox("handler.handler", environment, task_root=chosen.task_root)
-            stack.enter_context(sandbox)
+            sandbox = stack.enter_context(start("handler.handler"))
         if chosen.serve:
             serve(sandbox, chosen.serve)
         else:
-            show(sandbox, cluster, chosen.resume_s)
+            show(sandbox, cluster)
 
 
 @contextmanager
@@ -65,7 +73,7 @@ def services(cluster: LocalAurora) -> Iterator[dict[str, str]]:
         }
 
 
-def show(sandbox: Sandbox, cluster: LocalAurora, resume_s: float) -> None:
+def show(sandbox: Sandbox, cluster: LocalAurora) -> None:
     with step("Ada says what she likes, and it is remembered"):
         ask(sandbox, "ada", "Hello! I like cloud services.")
         ask(sandbox, "ada", "What should I read about the cloud?")
@@ -74,8 +82,8 @@ def show(sandbox: Sandbox, cluster: LocalAurora, resume_s: float) -> None:
     with step("requests that are refused"):
         ask(sandbox, "nobody", "Who am I?")
         post(sandbox, '{"user_id": "ada"}')
-    with step(f"the cluster pauses while the sandbox is frozen, and takes {resume_s:g} s to resume"):
-        cluster.pause(resume_s=resume_s)
+    with step(f"the cluster pauses meanwhile, and takes {RESUME_S:g} s to resume"):
+        cluster.pause(resume_s=RESUME_S)
         time.sleep(FROZEN_S)
         ask(sandbox, "ada", "What should I read about the cloud?")
 
@@ -106,7 +114,10 @@ def serve(sandbox: Sandbox, port: int) -> None:
     """Be the Function URL: one request at a time, as one sandbox does."""
 
     class FunctionUrl(BaseHTTPRequestHandler):
-        def handle_any(self) -> None:
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             response = sandbox.invoke(url_event(body or None, method=self.command))
             self.send_response(response["statusCode"])
@@ -115,12 +126,8 @@ def serve(sandbox: Sandbox, port: int) -> None:
             self.end_headers()
             self.wfile.write(response["body"].encode() + b"\n")
 
-        do_GET = do_POST = do_PUT = handle_any
-
-    print(
-        f"\nTry: curl -d '{{\"user_id\": \"ada\", \"prompt\": \"I like tea.\"}}'"
-        f" http://127.0.0.1:{port}/\nCtrl-C ends it."
-    )
+    body = json.dumps({"user_id": "ada", "prompt": "I like tea."})
+    print(f"\nTry: curl -d '{body}' http://127.0.0.1:{port}/\nCtrl-C ends it.")
     try:
         HTTPServer(("127.0.0.1", port), FunctionUrl).serve_forever()
     except KeyboardInterrupt:

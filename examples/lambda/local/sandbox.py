@@ -21,6 +21,7 @@ import uuid
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 INIT_TIMEOUT_S = 60
 VERSION = "/2018-06-01/runtime"
@@ -60,7 +61,8 @@ class Sandbox:
     ) -> None:
         self.timeout_s = timeout_s
         self._api = RuntimeApi()
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - ends with the sandbox
+        self._final_log = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._command = [python, "-m", "awslambdaric", function]
         self._task_root = task_root
@@ -79,7 +81,7 @@ class Sandbox:
             **environment,
         }
 
-    def __enter__(self) -> "Sandbox":
+    def __enter__(self) -> Self:
         self._api.start()
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a module of the project's
             self._command,
@@ -100,10 +102,14 @@ class Sandbox:
             self._process.kill()
             self._process.wait()
         self._api.stop()
+        self._final_log = self.log
+        self._output.close()
 
     @property
     def log(self) -> str:
         """Everything the function has written so far."""
+        if self._output.closed:
+            return self._final_log
         descriptor = self._output.fileno()
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 

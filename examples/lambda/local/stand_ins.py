@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 from langgraph_aurora_store.local.openai import ChatReply, ChatRequest, ToolCall
 
@@ -52,7 +53,7 @@ class LocalSecrets:
         address = f"http://127.0.0.1:{self._server.server_port}"
         return {"AWS_ENDPOINT_URL_SECRETS_MANAGER": address}
 
-    def __enter__(self) -> "LocalSecrets":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

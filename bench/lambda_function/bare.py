@@ -1,0 +1,15 @@
+"""The floor: two statements of plain psycopg on a connection that is kept."""
+
+from time import perf_counter
+
+from langgraph_aurora_store.connect.connection import AuroraConnection
+from langgraph_aurora_store.connect.connector import make_connector
+
+conn = AuroraConnection.connect(**make_connector().parameters())
+
+
+def handler(_event: dict, _context: object) -> dict:
+    begun = perf_counter()
+    conn.execute("SELECT 1").fetchall()
+    conn.execute("SELECT 2").fetchall()
+    return {"ms": (perf_counter() - begun) * 1000}
