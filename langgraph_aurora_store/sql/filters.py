@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -37,6 +38,8 @@ _MISSING = "NULL::jsonb"
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 # What float() reads, within the range in which numeric does.
 _NUMBER = r"^\s*[+-]?(\d{1,255}(\.\d{0,255})?|\.\d{1,255})([eE][+-]?\d{1,3})?\s*$"
+# An escape of JSON's, and not a backslash that is escaped itself before "u0000".
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 # A dotted key may stand for either of two members; beyond a few, an index helps no more.
 _MOST_TRAILS = 4
 
@@ -126,8 +129,7 @@ class _Compiler:
         return build(self, place, operand)
 
     def equal(self, place: _Place, wanted: object) -> str:
-        document = _json(place, wanted)
-        if not is_storable(document):
+        if (document := _json(place, wanted)) is None:
             return "false"
         if wanted is None:
             return f"coalesce({place.sql}, 'null') = 'null'"
@@ -144,7 +146,7 @@ class _Compiler:
     def one_of(self, place: _Place, operand: object) -> str:
         if not isinstance(operand, (list, tuple, set, frozenset)):
             raise InvalidFilterError(f"$in and $nin of {place.name!r} take a list, not {operand!r}")
-        documents = [document for o in operand if is_storable(document := _json(place, o))]
+        documents = [document for o in operand if (document := _json(place, o)) is not None]
         sought = f"coalesce({place.sql}, 'null')" if None in operand else place.sql
         array = self.add(documents, "b")
         return f"coalesce({sought} = ANY({array}::text[]::jsonb[]), false)"
@@ -159,8 +161,7 @@ class _Compiler:
 
     def contains(self, place: _Place, operand: object) -> str:
         elements = list(operand) if isinstance(operand, (list, tuple)) else [operand]
-        document = _json(place, elements)
-        if not is_storable(document):
+        if (document := _json(place, elements)) is None:
             return "false"
         holds = f"coalesce({place.sql} @> {self.add(document)}::jsonb, false)"
         if not isinstance(operand, str):
@@ -273,13 +274,15 @@ def _listed(operator: str, operand: object) -> Sequence[object]:
     return operand
 
 
-def _json(place: _Place, value: object) -> str:
+def _json(place: _Place, value: object) -> str | None:
+    """The operand as JSON; ``None`` if no stored value can equal it."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        document = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as exc:
         raise InvalidFilterError(
             f"the operand for {place.name!r} is not JSON: {type(value).__name__} ({exc})"
         ) from exc
+    return document if is_storable(document) and not _NUL.search(document) else None
 
 
 def _digits(place: _Place, number: float) -> str:
