@@ -16,7 +16,9 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 def to_json(value: object, namespace: tuple[str, ...], key: str) -> str:
     """Serialise what ``put`` was given.
 
-    Integers of any size, tuples (as arrays) and subclasses of JSON's types are accepted.
+    Integers of any size, tuples (as arrays) and subclasses of JSON's types are accepted. A float
+    from 1e16 on comes back as an integer of the digits that Python writes for it: jsonb keeps
+    numbers in decimal and writes no exponents.
 
     Raises:
         InvalidItemError: for anything else, naming namespace, key and field.
