@@ -1,0 +1,377 @@
+"""Searching: every memory that matches is found, in one order, page after page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from engine import DIMS, Engine, made
+from langgraph.store.base import PutOp, SearchItem, SearchOp
+
+from langgraph_aurora_store.config import IndexSettings
+from langgraph_aurora_store.errors import ConfigurationError, InvalidFilterError
+from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.sql.steps import Embed, Run
+
+# More than are compared one by one in a table of this size, and fewer.
+SIZES = {"large": 6000, "middling": 2000, "small": 300, "tiny": 7}
+
+
+@pytest.fixture(scope="module")
+def shared(aurora: LocalAurora) -> Iterator[Engine]:
+    with made(aurora, "search") as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(shared: Engine) -> Engine:
+    """An engine on empty tables."""
+    shared.sql("TRUNCATE store, store_vectors")
+    return shared
+
+
+@pytest.fixture(scope="module")
+def crowd(aurora: LocalAurora) -> Iterator[Crowd]:
+    """Namespaces of all sizes in one table with an HNSW index."""
+    with made(aurora, "crowd") as engine:
+        yield Crowd(engine)
+
+
+class Crowd:
+    """Many vectors, of which numpy knows the order too."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        generator = np.random.default_rng(7)
+        names = [name for name, size in SIZES.items() for _ in range(size)]
+        self.names = np.array(names)
+        generator.shuffle(self.names)
+        self.vectors = generator.normal(size=(len(names), DIMS)).astype("f4")
+        rows = [
+            (
+                f"users.{name}",
+                f"k{i}",
+                json.dumps({"n": i % 1000, "all": True}),
+                str(list(map(float, v))),
+            )
+            for i, (name, v) in enumerate(zip(self.names, self.vectors, strict=True))
+        ]
+        columns = dict(zip(("p", "k", "v", "e"), map(list, zip(*rows, strict=True)), strict=True))
+        unnest = (
+            "unnest(%(p)s::text[], %(k)s::text[], %(v)s::text[], %(e)s::text[]) AS u (p, k, v, e)"
+        )
+        execute = engine.connection.execute
+        execute(
+            f"INSERT INTO store (prefix, key, value) SELECT p, k, v::jsonb FROM {unnest}", columns
+        )
+        execute(
+            "INSERT INTO store_vectors (prefix, key, field_name, embedding)"
+            f" SELECT p, k, 'text', e::vector FROM {unnest}",
+            columns,
+        )
+        execute("ANALYZE")
+
+    def nearest(self, query: str, name: str | None, modulus: int = 1) -> list[str]:
+        """The keys of a namespace whose n the modulus divides, nearest first, by comparing all."""
+        vector = np.array(json.loads(query))
+        cosine = self.vectors @ vector / np.linalg.norm(self.vectors, axis=1)
+        numbers = np.arange(len(self.names))
+        counts = ((self.names == name) if name else True) & (numbers % 1000 % modulus == 0)
+        return [f"k{i}" for i in np.argsort(-cosine) if counts[i]]
+
+
+QUERIES = ["[1, 0.2, -0.3, 0.1]", "[-0.5, 0.5, 0.5, -0.5]", "[0, 0, -1, 0]", "[0.3, -1, 0.2, 0.9]"]
+
+
+def keys(items: list[SearchItem]) -> list[str]:
+    return [item.key for item in items]
+
+
+def scores(items: list[SearchItem]) -> list[float]:
+    return [item.score for item in items if item.score is not None]
+
+
+@pytest.mark.parametrize("name", [*SIZES, None])
+@pytest.mark.parametrize(("limit", "offset"), [(10, 0), (3, 2), (100, 0), (10, 95)])
+def test_a_search_finds_what_there_is(
+    crowd: Crowd, name: str | None, limit: int, offset: int
+) -> None:
+    """As many as asked for, of any namespace; nearest first; nearly all of them the nearest."""
+    for query in QUERIES:
+        namespace = ("users", name) if name else ()
+        items = crowd.engine.search(*namespace, query=query, limit=limit, offset=offset)
+        expected = crowd.nearest(query, name)[offset : offset + limit]
+        assert len(items) == len(expected)
+        assert scores(items) == sorted(scores(items), reverse=True)
+        assert len(set(keys(items)) & set(expected)) >= 0.9 * len(expected)
+        assert {item.namespace for item in items} <= {("users", name or n) for n in SIZES}
+
+
+@pytest.mark.parametrize("name", [*SIZES, None])
+@pytest.mark.parametrize("modulus", [2, 50, 1000])
+def test_a_filtered_search_finds_what_there_is(
+    crowd: Crowd, name: str | None, modulus: int
+) -> None:
+    """However few the filter leaves, and in a few round trips."""
+    matching = {"n": {"$in": list(range(0, 1000, modulus))}}
+    for query in QUERIES:
+        namespace = ("users", name) if name else ()
+        items = crowd.engine.search(*namespace, query=query, filter=matching)
+        expected = crowd.nearest(query, name, modulus)[:10]
+        assert len(items) == len(expected)
+        assert len(set(keys(items)) & set(expected)) >= 0.9 * len(expected)
+        assert len(crowd.engine.runs) <= 2
+
+
+@pytest.mark.parametrize("name", ["large", "middling", "small"])
+def test_pages_hold_every_item_once(crowd: Crowd, name: str) -> None:
+    """Paging through a semantic search neither repeats nor skips."""
+    for size in (10, 7):
+        pages = [
+            crowd.engine.search("users", name, query=QUERIES[0], limit=size, offset=offset)
+            for offset in range(0, 30 * size, size)
+        ]
+        found = [key for page in pages for key in keys(page)]
+        assert len(found) == len(set(found)) == min(30 * size, SIZES[name])
+
+
+def test_most_searches_are_one_round_trip(crowd: Crowd) -> None:
+    """The query is embedded, then everything is asked at once."""
+    for name in (*SIZES, None):
+        crowd.engine.search(*(("users", name) if name else ()), query=QUERIES[0], limit=5)
+        assert [type(step) for step in crowd.engine.steps] == [Embed, Run]
+        if name != "tiny":
+            assert crowd.engine.steps[0] == Embed((), (QUERIES[0],))
+
+
+def test_a_search_leaves_no_setting_behind(crowd: Crowd) -> None:
+    """What steers the planner ends with the transaction."""
+    before = crowd.engine.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
+    crowd.engine.search(query=QUERIES[0], filter={"n": 1})
+    crowd.engine.search("users", "large", query=QUERIES[0])
+    crowd.engine.search("users", "large")
+    after = crowd.engine.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
+    assert after == before
+
+
+def test_a_search_works_where_nothing_can_be_written(crowd: Crowd) -> None:
+    """A read-only session, as on a reader."""
+    crowd.engine.sql("SET default_transaction_read_only = on")
+    try:
+        assert len(crowd.engine.search("users", "large", query=QUERIES[0])) == 10
+        assert len(crowd.engine.search("users", "large")) == 10
+    finally:
+        crowd.engine.sql("SET default_transaction_read_only = off")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iterative_scan": False},
+        {"index": IndexSettings(dims=DIMS, kind="flat")},
+        {"index": IndexSettings(dims=DIMS, kind="ivfflat")},
+        {"pgvector_schema": "public"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["large", "small", None])
+def test_a_search_finds_as_much_without_iterative_scans(
+    crowd: Crowd, changes: dict[str, Any], name: str | None
+) -> None:
+    """On pgvector before 0.8, without an index, or with another than the configured one."""
+    engine = crowd.engine.with_layout(**changes)
+    namespace = ("users", name) if name else ()
+    for filter_ in (None, {"n": {"$lt": 20}}):
+        items = engine.search(*namespace, query=QUERIES[0], limit=50, filter=filter_)
+        allowed = [
+            key
+            for key in crowd.nearest(QUERIES[0], name)
+            if not filter_ or int(key[1:]) % 1000 < 20
+        ]
+        assert len(items) == min(50, len(allowed))
+        assert len(set(keys(items)) & set(allowed[:50])) >= 0.9 * len(items)
+
+
+@pytest.mark.parametrize("vector_type", ["vector", "halfvec"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivfflat", "flat"])
+def test_each_kind_of_index_serves(aurora: LocalAurora, vector_type: Any, kind: Any) -> None:
+    """On its own tables, from the first put to a page of results."""
+    index = IndexSettings(dims=DIMS, fields=("text",), vector_type=vector_type, kind=kind)
+    with made(aurora, "kinds", index) as engine:
+        engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 0, 0]"}) for i in range(30)))
+        found = engine.search("n", query="[1, 0, 0, 0]", limit=5, offset=1)
+        assert keys(found) == ["k1", "k2", "k3", "k4", "k5"]
+
+
+@pytest.mark.parametrize(
+    ("distance", "score"),
+    [("cosine", 0.6), ("l2", -math.sqrt(13)), ("inner_product", 9.0)],
+)
+def test_a_score_is_higher_for_what_is_nearer(
+    aurora: LocalAurora, distance: Any, score: float
+) -> None:
+    """Cosine similarity, the negative distance, or the inner product: the parent's scores."""
+    with made(aurora, "scores", IndexSettings(dims=DIMS, distance=distance, fields=("text",))) as e:
+        e.run(
+            PutOp(("n",), "a", {"text": "[3, 4, 0, 0]"}),
+            PutOp(("n",), "b", {"text": "[-3, -4, 0, 0]"}),
+        )
+        near, far = e.search("n", query="[3, 0, 0, 0]" if distance != "l2" else "[0, 2, 0, 0]")
+        assert (near.key, far.key) == ("a", "b")
+        assert near.score == pytest.approx(score)
+        assert far.score is not None
+        assert far.score < score
+
+
+def test_documents_of_many_chunks_leave_room_for_others(engine: Engine) -> None:
+    """Ten documents are ten documents, each at the score of its best chunk."""
+    index = ["chunks[*]"]
+    for d in range(30):
+        chunks = [f"[1, {d / 100}, {c / 1000}, 0]" for c in range(40)]
+        engine.run(PutOp(("n",), f"d{d:02}", {"chunks": chunks}, index=index))
+    found = engine.search("n", query="[1, 0, 0, 0]")
+    assert keys(found) == [f"d{d:02}" for d in range(10)]
+    assert scores(found)[0] == pytest.approx(1)
+    assert keys(engine.search("n", query="[1, 0, 0, 0]", limit=30, offset=10)) == [
+        f"d{d:02}" for d in range(10, 30)
+    ]
+
+
+def test_a_walk_widens_until_enough_documents_are_met(engine: Engine) -> None:
+    """One document's many vectors are the nearest of all."""
+    chunks = [f"[1, 0, 0, {c / 10_000}]" for c in range(400)]
+    engine.run(
+        PutOp(("n",), "crowd", {"chunks": chunks}, index=["chunks[*]"]),
+        *(PutOp(("n",), f"k{i}", {"text": f"[1, {1 + i / 100}, 0, 0]"}) for i in range(2000)),
+    )
+    engine.sql("ANALYZE")
+    found = engine.search("n", query="[1, 0, 0, 0]", limit=5)
+    assert keys(found) == ["crowd", "k0", "k1", "k2", "k3"]
+    assert 2 <= len(engine.runs) <= 4
+
+
+def test_rewritten_items_hide_nobody(engine: Engine) -> None:
+    """Dead entries of the index stand where the query points."""
+    engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
+    for i in range(120):
+        engine.run(PutOp(("n",), "often", {"text": f"[-1, {i / 1000}, 0, 0]"}))
+    engine.sql("ANALYZE")
+    found = engine.search(query="[-1, 0, 0, 0]")
+    assert len(found) == 10
+    assert found[0].key == "often"
+
+
+def test_expired_items_hide_nobody(engine: Engine) -> None:
+    """A crowd that has expired and is not swept yet stands nearest."""
+    old = [PutOp(("n",), f"o{i}", {"text": f"[1, {i / 10_000}, 0, 0]"}, ttl=5) for i in range(2500)]
+    new = [PutOp(("n",), f"k{i}", {"text": f"[1, 1, {i}, 0]"}) for i in range(20)]
+    engine.run(*old, *new)
+    engine.sql("UPDATE store SET expires_at = now() - interval '1 second' WHERE key ~ '^o'")
+    engine.sql("ANALYZE")
+    assert keys(engine.search("n", query="[1, 0, 0, 0]", limit=3)) == ["k0", "k1", "k2"]
+
+
+def test_a_zero_vector_never_ranks(engine: Engine) -> None:
+    """It has no direction; and a query without one ranks nothing and finds the newest."""
+    engine.put("zero", {"text": "[0, 0, 0, 0]"})
+    engine.put("a", {"text": "[1, 0, 0, 0]"})
+    engine.put("b", {"text": "[-1, 0, 0, 0]"})
+    assert keys(engine.search("n", query="[1, 0, 0, 0]")) == ["a", "b"]
+    lost = engine.search("n", query="[0, 0, 0, 0]", limit=2)
+    assert [(item.key, item.score) for item in lost] == [("b", None), ("a", None)]
+
+
+def test_ties_have_one_order(engine: Engine) -> None:
+    """By namespace and key, in recency and in nearness, over all pages."""
+    expected = sorted(((f"n{i % 3}",), f"{'kK-_é'[i % 5]}{i}") for i in range(60))
+    engine.run(*(PutOp(ns, key, {"text": "same"}) for ns, key in reversed(expected)))
+    for options in ({}, {"query": "same"}):
+        pages = [engine.search(limit=7, offset=o, **options) for o in range(0, 63, 7)]
+        assert [(i.namespace, i.key) for page in pages for i in page] == expected
+
+
+def test_without_a_query_the_newest_come_first(engine: Engine) -> None:
+    """A blank query is none, and nothing is embedded for it."""
+    for key in "abc":
+        engine.put(key, {"text": key})
+    for query in (None, "", " \n"):
+        assert keys(engine.search("n", query=query)) == ["c", "b", "a"]
+        assert [type(step) for step in engine.steps] == [Run]
+
+
+def test_neighbours_of_a_namespace_are_not_in_it(engine: Engine) -> None:
+    """Only labels that are equal in full, whatever characters they hold."""
+    inside = [("a_",), ("a_", "x"), ("a_", "%"), ("a_", "/")]
+    outside = [("a",), ("a_x",), ("a_-", "x"), ("ab", "x"), ("A_",), ("a_/",), ("b", "a_"), ("%",)]
+    engine.run(*(PutOp(ns, "k", {"text": "t"}) for ns in inside + outside))
+    for options in ({}, {"query": "t"}, {"query": "t", "filter": {"text": "t"}}):
+        found = engine.search("a_", limit=50, **options)
+        assert sorted(item.namespace for item in found) == sorted(inside)
+
+
+def test_a_search_filters_with_and_without_a_query(engine: Engine) -> None:
+    """By the same language."""
+    engine.run(
+        *(
+            PutOp(("n",), f"k{i}", {"text": f"t{i}", "n": i, "tags": ["x"] * (i % 2)})
+            for i in range(20)
+        )
+    )
+    wanted = {"n": {"$gte": 9, "$lt": 13}, "tags": {"$contains": "x"}}
+    for query in (None, "t1"):
+        assert sorted(keys(engine.search("n", query=query, filter=wanted))) == ["k11", "k9"]
+
+
+def test_a_query_without_an_index_says_so(engine: Engine) -> None:
+    """Nothing could be searched by meaning, and nothing else was asked for."""
+    with pytest.raises(ConfigurationError, match="index="):
+        engine.with_layout(index=None).search("n", query="x")
+
+
+@pytest.mark.parametrize("page", [{"limit": -1}, {"offset": -1}, {"limit": 1.5}, {"limit": True}])
+def test_a_page_that_no_list_has_is_refused(engine: Engine, page: dict[str, Any]) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ConfigurationError, match=next(iter(page))):
+        engine.search("n", **page)
+    assert not engine.steps
+
+
+def test_a_limit_of_nothing_asks_for_no_vector(engine: Engine) -> None:
+    """It finds nothing, and embeds nothing."""
+    engine.put("k", {"text": "a"})
+    assert engine.search("n", query="a", limit=0) == []
+    assert not any(isinstance(step, Embed) for step in engine.steps)
+
+
+def test_a_filter_is_checked_before_anything_is_asked(engine: Engine) -> None:
+    """Also before the query is embedded."""
+    with pytest.raises(InvalidFilterError):
+        engine.search("n", query="a", filter={"n": {"$near": 1}})
+    assert not engine.steps
+
+
+def test_searches_of_a_batch_share_a_round_trip(engine: Engine) -> None:
+    """Their queries too are embedded together, equal ones once."""
+    engine.put("a", {"text": "a"})
+    engine.put("b", {"text": "b"})
+    found = engine.run(
+        SearchOp(("n",), query="a", limit=1),
+        SearchOp((), query="b", limit=1, filter={"text": "b"}),
+        SearchOp(("n",), query="a", limit=1, offset=1),
+    )
+    assert [[item.key for item in items] for items in found] == [["a"], ["b"], ["b"]]
+    assert [type(step) for step in engine.steps] == [Embed, Run]
+    assert engine.steps[0] == Embed((), ("a", "b"))
+
+
+def test_scores_do_not_rise_within_a_page(crowd: Crowd) -> None:
+    """Also where a walk meets items out of order."""
+    for offset in (0, 20, 200):
+        page = crowd.engine.search("users", "middling", query=QUERIES[3], limit=200, offset=offset)
+        assert all(a >= b for a, b in pairwise(scores(page)))
+        assert len(page) == 200
