@@ -86,4 +86,7 @@ def _models(
 
 def _has_aws_credentials(environ: Mapping[str, str]) -> bool:
     """Whether the environment says where to get some; the machine's own role is not asked for."""
+    # Where RDS is somebody else's, so are the keys: those of a local Aurora open nothing on AWS.
+    if environ.get("AWS_ENDPOINT_URL_RDS"):
+        return False
     return any(environ.get(name) for name in _AWS_CREDENTIALS)
