@@ -20,7 +20,7 @@ from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
 from langgraph_aurora_store.drivers import AsyncConn, AsyncDriver
 from langgraph_aurora_store.engine import Engine
 from langgraph_aurora_store.lifetime import AsyncOwnPool
-from langgraph_aurora_store.loops import call_from_thread
+from langgraph_aurora_store.loops import call_from_thread, running_loop
 from langgraph_aurora_store.lost_writes import lost_writes_logged
 from langgraph_aurora_store.sweeper import sweep_for_ever
 from langgraph_aurora_store.tick import Tick
@@ -72,8 +72,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self.supports_pipeline = Capabilities().has_pipeline()
         self._deserializer = deserializer
         self._task = None
-        # The loop that the store was used on last; the parent's is that of its making.
-        self._loop = cast("asyncio.AbstractEventLoop", None)
+        # The loop that the store was used on last, at first that of its making, if there is one.
+        self._loop = cast("asyncio.AbstractEventLoop", running_loop())
         self._engine = engine
         self.embeddings, self.index_config = engine.embeddings, engine.index_config
         self.ttl_config = engine.ttl_config

@@ -16,6 +16,14 @@ T = TypeVar("T")
 BLOCKED_AFTER_S = 5.0
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of this thread, if it runs one."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def call_from_thread(
     make: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None
 ) -> T:
@@ -24,7 +32,7 @@ def call_from_thread(
     Raises:
         WrongLoopError: this thread runs a loop, or ``loop`` does not run, or is blocked.
     """
-    if _runs_a_loop():
+    if running_loop() is not None:
         raise WrongLoopError(
             "a blocking method of AsyncAuroraStore was called on a thread that runs an event loop;"
             " await its async twin there (aget, aput, asearch, abatch), or use AuroraStore"
@@ -50,11 +58,3 @@ def call_from_thread(
                     f" {BLOCKED_AFTER_S:g} s, perhaps by the very code that waits for this call;"
                     " use AuroraStore in blocking code, or await the async methods"
                 ) from None
-
-
-def _runs_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
