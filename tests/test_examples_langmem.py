@@ -18,8 +18,7 @@ from langchain_openai import ChatOpenAI
 from openai import DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
-from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
-from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
 from langgraph_aurora_store.errors import EmbeddingError, WrongLoopError
 from langgraph_aurora_store.local.openai import (
     ChatReply,
@@ -122,10 +121,12 @@ def lost(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-def test_example_inserts_updates_deletes_and_keeps_fifty_users_apart(database: Database) -> None:
+def test_example_inserts_updates_deletes_and_keeps_fifty_users_apart(
+    database: Database, serve: Callable[..., LocalOpenAI]
+) -> None:
     """By the README's one command: what lies in the database afterwards, all of it."""
-    said = run(documented_program("langmem_agent"), environment_of(database)).stdout
-    assert "Models: a scripted stand-in" in said
+    models = serve(load(EXAMPLE / "scripted_model.py").script)
+    run(documented_program("langmem_agent"), environment_of(database) | models.environment)
     expected = {
         ("profile.ada", "Fact", "The user lives in Porto."),
         ("profile.grace", "Preference", "sailing"),

@@ -205,11 +205,14 @@ async def test_runs_on_several_worker_threads_share_the_memory_through_small_poo
     assert WORKERS <= connections <= (WORKERS + 1) * CONNECTIONS_PER_STORE
 
 
-def test_readmes_command_serves_the_graph_and_the_store_api(aurora: LocalAurora) -> None:
+def test_readmes_command_serves_the_graph_and_the_store_api(
+    aurora: LocalAurora, models: LocalOpenAI
+) -> None:
     """From nothing but a database: the server starts, makes the tables, answers and stops."""
     fresh = Database(aurora, "served_by_readme")
     aurora.create_database(fresh.name)
-    said = run(documented_program("langgraph_server"), environment_of(fresh)).stdout
+    environment = environment_of(fresh) | models.environment
+    said = run(documented_program("langgraph_server"), environment).stdout
     assert "Where do I live? I live in Lisbon." in said
     assert "Where do I live? You never told me." in said
     assert "search by meaning: ['Drinks green tea.']" in said

@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 
 from settings import EMBEDDING_MODEL
 
-from langgraph_aurora_store import AsyncAuroraStore
-from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store import AsyncAuroraStore, PoolSettings
 
 # One pool per thread: with BG_JOB_ISOLATED_LOOPS that is one for each job the server runs at a time
 # (N_JOBS_PER_WORKER, 10) and the API's own, so up to 11 times 4 connections for each process.
