@@ -16,7 +16,7 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/quickstart/demo.py
 
-test: $(VENV)/.dev
+test: $(VENV)/.upstream
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev
@@ -45,6 +45,17 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "installing the development tools"
 	@$(PIP) install -c constraints.txt --group dev
+	@touch $@
+
+# The parent's own tests, of the version that is installed.
+$(VENV)/.upstream: $(VENV)/.dev
+	@echo "fetching LangGraph's tests of its store"
+	@rm -rf $(VENV)/upstream
+	@version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("langgraph-checkpoint-postgres"))') \
+	  && mkdir -p $(VENV)/upstream/$$version && cd $(VENV)/upstream \
+	  && ../bin/python -m pip --disable-pip-version-check --quiet download --no-deps \
+	    --no-binary langgraph-checkpoint-postgres langgraph-checkpoint-postgres==$$version \
+	  && tar -xzf *.tar.gz --strip-components 1 -C $$version langgraph_checkpoint_postgres-$$version/tests
 	@touch $@
 
 clean:
