@@ -63,9 +63,14 @@ class Plan:
     places: tuple[int, ...]
 
     def assemble(self, answers: Sequence[Answer]) -> list[list[float]]:
-        """A vector for each text of the call, in its order; equal texts get equal copies."""
+        """A vector for each text of the call, in its order; equal texts get a copy each."""
         vectors = [vector for answer in answers for vector in answer.vectors]
-        return [vectors[place].copy() for place in self.places]
+        given: set[int] = set()
+        found = []
+        for place in self.places:
+            found.append(vectors[place].copy() if place in given else vectors[place])
+            given.add(place)
+        return found
 
 
 def plan(texts: Sequence[str], purpose: Purpose, model: Model, options: Options) -> Plan:

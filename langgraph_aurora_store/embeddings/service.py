@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from abc import abstractmethod
@@ -20,6 +21,9 @@ from langgraph_aurora_store.embeddings.retry import Clock, Fault, SystemClock
 from langgraph_aurora_store.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
+
+# Measuring and sorting more texts than this would hold up the event loop for milliseconds.
+PLANNED_AT_ONCE = 256
 
 
 class ServiceEmbeddings(Embeddings):
@@ -74,7 +78,9 @@ class ServiceEmbeddings(Embeddings):
     @override
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` without blocking the event loop."""
-        return await self._aembed(self._plan(texts, "document"))
+        if len(texts) <= PLANNED_AT_ONCE:
+            return await self._aembed(self._plan(texts, "document"))
+        return await self._aembed(await asyncio.to_thread(self._plan, texts, "document"))
 
     @override
     async def aembed_query(self, text: str) -> list[float]:
