@@ -31,7 +31,7 @@ from langgraph_aurora_store.local.openai import (
 with warnings.catch_warnings():
     # Upstream's own affair: trustcall imports names from where LangGraph 1.0 moved them away.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from langmem import create_memory_store_manager
+    from langmem import create_manage_memory_tool, create_memory_store_manager
 
 EXAMPLE = EXAMPLES / "langmem_agent"
 MODEL = "openai:gpt-4.1-mini"
@@ -270,6 +270,33 @@ async def test_asyncio_store_under_a_blocking_manager_on_its_loop_says_what_to_u
         manager = create_memory_store_manager(MODEL, namespace=("chat", "{user_id}"), store=store)
         with pytest.raises(WrongLoopError, match="or use AuroraStore"):
             manager.invoke(conversation("Know that Ada sails."), config_of("ada"))
+
+
+async def test_asyncio_store_under_a_blocking_manager_in_a_thread_of_its_own_stores(
+    database: Database, serve: Callable[..., LocalOpenAI], settings: dict[str, Any]
+) -> None:
+    """Where the loop is free to run, its threads may call the store by its blocking names."""
+    serve(remember)
+    async with AsyncAuroraStore.from_cluster(**settings) as store:
+        await store.setup()
+        manager = create_memory_store_manager(MODEL, namespace=("chat", "{user_id}"), store=store)
+        told = conversation("Know that Ada sails.")
+        await asyncio.to_thread(manager.invoke, told, config_of("ada"))
+    assert list(map(_told, memories(database))) == [("chat.ada", "Memory", "Ada sails")]
+
+
+def test_manager_cannot_read_what_the_manage_tool_stored(
+    serve: Callable[..., LocalOpenAI], settings: dict[str, Any]
+) -> None:
+    """Why the example keeps them apart; when this fails, the documentation may say less."""
+    serve(remember)
+    with AuroraStore.from_cluster(**settings) as store:
+        store.setup()
+        tool = create_manage_memory_tool(("chat", "{user_id}"), store=store)
+        tool.invoke({"content": "Ada sails"}, config_of("ada"))
+        manager = create_memory_store_manager(MODEL, namespace=("chat", "{user_id}"), store=store)
+        with pytest.raises(KeyError, match="kind"):
+            manager.invoke(conversation("Know that Ada rows."), config_of("ada"))
 
 
 @pytest.mark.timeout(30)
