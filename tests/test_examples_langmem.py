@@ -272,6 +272,17 @@ async def test_asyncio_store_under_a_blocking_manager_on_its_loop_says_what_to_u
             manager.invoke(conversation("Know that Ada sails."), config_of("ada"))
 
 
+def test_asyncio_store_without_a_loop_says_what_to_use(
+    serve: Callable[..., LocalOpenAI], settings: dict[str, Any]
+) -> None:
+    """Blocking code with nothing but an asyncio store: an error at once, and no connection."""
+    serve(remember)
+    store = AsyncAuroraStore.from_cluster(**settings)
+    manager = create_memory_store_manager(MODEL, namespace=("chat", "{user_id}"), store=store)
+    with pytest.raises(WrongLoopError, match="use AuroraStore in blocking code"):
+        manager.invoke(conversation("Know that Ada sails."), config_of("ada"))
+
+
 async def test_asyncio_store_under_a_blocking_manager_in_a_thread_of_its_own_stores(
     database: Database, serve: Callable[..., LocalOpenAI], settings: dict[str, Any]
 ) -> None:
