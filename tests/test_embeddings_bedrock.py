@@ -88,7 +88,7 @@ def test_an_arn_is_named_as_it_is(bedrock: Bedrock) -> None:
     ("code", "status", "message"),
     [
         ("ResourceNotFoundException", 404, "Could not resolve the foundation model"),
-        ("ValidationException", 400, "The provided model identifier is invalid."),
+        ("ValidationException", 400, "The provided model identifier is invalid"),
     ],
 )
 def test_an_unknown_model_or_wrong_region_says_what_to_check(
@@ -381,8 +381,8 @@ def test_what_nova_cut_itself_is_reported(
     [
         (COHERE, "w" * 2049, r"key 'k' has 2,049 characters, over the limit of 2,048"),
         (TITAN, "w" * 50_001, r"key 'k' has 50,001 characters"),
-        (TITAN, "0x1f;" * 9000, r"too long; .*Max input tokens: 8192"),
-        (NOVA, "tea " * 12_000, r"too long; .*Max input tokens: 8192"),
+        (TITAN, "0x1f;" * 9000, r"key 'k': .* too long; .*Max input tokens: 8192"),
+        (NOVA, "tea " * 12_000, r"key 'k': .* too long; .*Max input tokens: 8192"),
     ],
     ids=["cohere-characters", "titan-characters", "titan-tokens", "nova-tokens"],
 )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError, EndpointConnectionError
 
 # InvokeModel, "Errors" in the Amazon Bedrock API reference; and those common to all AWS services.
-TRANSIENT = frozenset(
+THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException"})
+UNAVAILABLE = frozenset(
     {
         "InternalServerException",
         "InternalFailure",
@@ -30,10 +31,6 @@ TRANSIENT = frozenset(
         "RequestTimeoutException",
         "ServiceUnavailable",
         "ServiceUnavailableException",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
     }
 )
 REFUSED_CREDENTIALS = frozenset(
@@ -75,10 +72,12 @@ def _refused(error: ClientError, model: str, region: str, texts: Sequence[str]) 
     status = int(metadata.get("HTTPStatusCode", 0))
     where = f"Bedrock model {model} in {region}"
     said = f"Bedrock said {code}: {service_words(message, texts)}"
-    if code in TRANSIENT or status in (408, 429) or status >= 500:
+    if code in THROTTLED | UNAVAILABLE or status in (408, 429) or status >= 500:
+        state = "is throttled" if code in THROTTLED else "is unavailable"
         return Fault(
-            error=EmbeddingError(f"{where} is throttled or unavailable; {said}"),
+            error=EmbeddingError(f"{where} {state}; {said}"),
             transient=True,
+            remedy="Ask for a higher quota or lower max_concurrency=" if code in THROTTLED else "",
             retry_after_s=retry_after_s(dict(metadata.get("HTTPHeaders", {}))),
         )
     if code == "ValidationException" and says_too_long(message):
@@ -107,15 +106,16 @@ def _advice(code: str, message: str, model: str, region: str) -> str:
         )
     if "on-demand throughput" in message:
         return (
-            "this model is served through inference profiles only; put the geography in front of "
-            f"its id, such as 'us.{model}' or 'eu.{model}', or pass a profile's ARN with "
+            "this model is served through inference profiles only; put a geography in front of "
+            f"its id, such as '{_geography(region)}.{model}', or pass a profile's ARN with "
             "base_model="
         )
     unknown = "model identifier is invalid" in message or "model ID" in message
     if code == "ResourceNotFoundException" or (code == "ValidationException" and unknown):
         return (
-            f"{region} offers the account no such model. Check the id, pass region= of a region "
-            f"that offers it, or use a cross-region profile such as 'us.{_base(model)}'"
+            "not offered there to this account. Check the id, pass region= of a region that offers "
+            "it, or use a cross-region profile where there is one, such as "
+            f"'{_geography(region)}.{_base(model)}'"
         )
     return ""
 
@@ -193,6 +193,15 @@ def _arns(model: str, region: str) -> list[str]:
         f"arn:{partition}:bedrock:{region}:<account>:inference-profile/{model}",
         f"arn:{partition}:bedrock:*::foundation-model/{_base(model)}",
     ]
+
+
+def _geography(region: str) -> str:
+    """The prefix of the cross-region profiles that a region most likely belongs to."""
+    geographies = {"us-gov-": "us-gov", "us-": "us", "eu-": "eu", "ap-": "apac"}
+    return next(
+        (geography for start, geography in geographies.items() if region.startswith(start)),
+        "global",
+    )
 
 
 def _base(model: str) -> str:

@@ -64,7 +64,7 @@ class Exchange:
                 return (yield from self._shortened(request, fault))
             delay = backoff.delay_after(fault)
             if delay is None:
-                raise self._final(fault, backoff) from fault.error.__cause__
+                raise self._final(fault, backoff, request) from fault.error.__cause__
             logger.debug(
                 "%s: attempt %d failed, next in %.2f s", self.model.id, backoff.attempts, delay
             )
@@ -112,14 +112,17 @@ class Exchange:
             vectors = self.model.family.read(answer)
         except LookupError as error:
             raise EmbeddingResponseError(
-                f"{self.model.id} answered without vectors at {error.args[0]}"
+                f"{self.model.id} answered without vectors: there is nothing at {error.args[0]}"
             ) from None
         return checked(vectors, request, self.model)
 
-    def _final(self, fault: Fault, backoff: Backoff) -> AuroraStoreError:
+    def _final(self, fault: Fault, backoff: Backoff, request: Request) -> AuroraStoreError:
+        if fault.too_long and len(request.texts) == 1:
+            return type(fault.error)(f"{request.texts[0].label}: {fault.error}")
         if not fault.transient:
             return fault.error
+        remedy = f". {fault.remedy}" if fault.remedy else ""
         return type(fault.error)(
             f"{fault.error}; gave up after {backoff.attempts} attempt(s) in "
-            f"{backoff.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g})"
+            f"{backoff.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g}){remedy}"
         )

@@ -89,7 +89,7 @@ class Family:
             if isinstance(found, list):
                 single = self.texts == 1 and "[]" not in path
                 return [found] if single else found
-        raise LookupError(" or ".join(self.response))
+        raise LookupError(" or ".join(map(repr, self.response)))
 
     def used(self, answer: object) -> int | None:
         """How many characters of its one text the service used, where it says that it cut it."""

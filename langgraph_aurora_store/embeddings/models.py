@@ -189,8 +189,7 @@ def _described(name: str, provider: Provider, family: str, dimensions: int | Non
     known = FAMILIES.get(family)
     if known is None or known.provider != provider:
         raise ConfigurationError(
-            f"family={family!r} is unknown; {provider} models are asked as one of "
-            f"{known_families(provider)}"
+            f"family={family!r} is unknown; known are {known_families(provider)}"
         )
     if dimensions is None or dimensions < 1:
         raise ConfigurationError(

@@ -50,9 +50,13 @@ def _refused(error: APIStatusError, where: str, secrets: Sequence[str]) -> Fault
     if advice:
         return Fault(error=EmbeddingAccessError(f"{where}: {advice}. {said}"))
     if error.status_code in (408, 409, 429) or error.status_code >= 500:
+        throttled = error.status_code == 429
         return Fault(
-            error=EmbeddingError(f"{where} is throttled or unavailable; {said}"),
+            error=EmbeddingError(
+                f"{where} is {'throttled' if throttled else 'unavailable'}; {said}"
+            ),
             transient=True,
+            remedy="Ask for higher limits or lower max_concurrency=" if throttled else "",
             retry_after_s=retry_after_s(error.response.headers),
         )
     if error.status_code in (400, 413, 422) and says_too_long(message):

@@ -82,7 +82,10 @@ def plan(texts: Sequence[str], purpose: Purpose, model: Model, options: Options)
     truncate = options.truncate
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     first = {text: position for position, text in reversed(list(enumerate(texts)))}
-    distinct = [_text(text, label_of(first[text]), model, truncate) for text in places]
+    distinct = [
+        _text(text, "the query" if purpose == "query" else label_of(first[text]), model, truncate)
+        for text in places
+    ]
     requests = tuple(
         Request(tuple(distinct[place] for place in batch), purpose)
         for batch in batches(
@@ -142,7 +145,7 @@ def _numbers(vector: object, text: Text, model: Model) -> list[float]:
         found = f"{length} numbers" if length is not None else "no list of numbers"
         raise EmbeddingResponseError(
             f"{model.id} answered {text.label} with {found} instead of {model.dimensions}; "
-            "pass dimensions= the model really returns"
+            "for a model of your own pass the dimensions= it has"
         )
     try:
         # One pass in C: a NaN or an infinity anywhere makes the sum one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 WITHHELD = "its message quotes what was sent and is withheld"
@@ -15,7 +16,7 @@ def service_words(message: str, secrets: Sequence[str]) -> str:
     """The service's message in one line, or a remark in its place where it quotes a secret."""
     if quotes(message, secrets):
         return WITHHELD
-    line = " ".join(message.split())
+    line = " ".join(message.split()).rstrip(" .")
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}…"
 
 
@@ -23,9 +24,12 @@ def quotes(message: str, secrets: Sequence[str]) -> bool:
     """Whether ``message`` holds one of ``secrets``, or a telling part of one."""
     for secret in secrets:
         for form in {secret, json.dumps(secret)[1:-1]}:
-            run = min(TELLING_RUN, len(form))
-            parts = (message[start : start + run] for start in range(len(message) - run + 1))
-            if run and any(part in form for part in parts):
+            if len(form) < TELLING_RUN:
+                found = bool(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", message))
+            else:
+                starts = range(len(message) - TELLING_RUN + 1)
+                found = any(message[start : start + TELLING_RUN] in form for start in starts)
+            if form and found:
                 return True
     return False
 

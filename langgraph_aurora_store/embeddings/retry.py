@@ -60,12 +60,14 @@ class SystemClock:
 class Fault:
     """One failed attempt, explained: the error a user would get, and whether to try again.
 
-    ``too_long`` says that the service found a text over its limit; ``fits`` is then the share of
-    the text that would have been accepted, as far as the service said so.
+    ``remedy`` is what to do when trying again did not help. ``too_long`` says that the service
+    found a text over its limit; ``fits`` is then the share of the text that would have been
+    accepted, as far as the service said so.
     """
 
     error: AuroraStoreError
     transient: bool = False
+    remedy: str = ""
     retry_after_s: float | None = None
     too_long: bool = False
     fits: float | None = None
