@@ -12,7 +12,16 @@ from time import perf_counter
 from bench.table import Row, as_markdown
 from langgraph_aurora_store.local import LocalAurora
 
-PARTS = ("concurrency", "search", "writes", "reads", "startup")
+PARTS = (
+    "concurrency",
+    "search",
+    "writes",
+    "reads",
+    "startup",
+    "embeddings",
+    "lambda_warm",
+    "lambda_cold",
+)
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
