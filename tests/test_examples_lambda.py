@@ -401,8 +401,8 @@ def without_right(conn: psycopg.Connection[Any], right: str) -> Iterator[None]:
 
 
 def errors(sandbox: Sandbox, part: str) -> list[str]:
-    """The lines of the log at ERROR that hold a text."""
-    lines = (json.loads(line) for line in sandbox.log.splitlines() if line.startswith("{"))
+    """The lines at ERROR that hold a text, of the last invocation's log."""
+    lines = (json.loads(line) for line in sandbox.last_log.splitlines() if line.startswith("{"))
     return [str(line) for line in lines if line["level"] == "ERROR" and part in line["message"]]
 
 

@@ -62,7 +62,8 @@ class Sandbox:
         self.timeout_s = timeout_s
         self._api = RuntimeApi()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - ends with the sandbox
-        self._final_log = ""
+        self._final_log = b""
+        self._last_began = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._command = [python, "-m", "awslambdaric", function]
         self._task_root = task_root
@@ -102,16 +103,18 @@ class Sandbox:
             self._process.kill()
             self._process.wait()
         self._api.stop()
-        self._final_log = self.log
+        self._final_log = self._written()
         self._output.close()
 
     @property
     def log(self) -> str:
         """Everything the function has written so far."""
-        if self._output.closed:
-            return self._final_log
-        descriptor = self._output.fileno()
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+        return self._written().decode()
+
+    @property
+    def last_log(self) -> str:
+        """What it has written since its last invocation, or its init phase, began."""
+        return self._written()[self._last_began :].decode()
 
     def invoke(self, event: dict, *, timeout_s: float | None = None) -> dict:
         """Thaw, hand the event over, wait for the response, freeze.
@@ -120,6 +123,7 @@ class Sandbox:
             FunctionError: there is no response; after ``timeout_s`` the sandbox is ended.
         """
         limit_s = self.timeout_s if timeout_s is None else timeout_s
+        self._last_began = len(self._written())
         self._process.send_signal(signal.SIGCONT)
         self._api.hand_over(event, time.time() + limit_s)
         result = self._result(limit_s)
@@ -133,6 +137,12 @@ class Sandbox:
         text = body if isinstance(body, str) else json.dumps(body)
         response = self.invoke(url_event(text, **parts))
         return response["statusCode"], json.loads(response["body"])
+
+    def _written(self) -> bytes:
+        if self._output.closed:
+            return self._final_log
+        descriptor = self._output.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
     def _result(self, limit_s: float) -> Result:
         deadline = time.monotonic() + limit_s
