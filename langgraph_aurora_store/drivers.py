@@ -11,10 +11,17 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    nullcontext,
+    suppress,
+)
 from typing import Any, TypeAlias, TypeVar
 
-from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, BaseConnection, Connection, Cursor
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from langgraph_aurora_store import vectors
@@ -27,6 +34,7 @@ from langgraph_aurora_store.sql.steps import (
     Execute,
     Pause,
     Rows,
+    Run,
     Statement,
     Step,
     Vectors,
@@ -40,6 +48,11 @@ AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
 
 # Queries that are embedded at a time by a model that takes them one by one.
 _QUERIES_AT_ONCE = 16
+
+
+# A pipeline is one transaction up to its end without them, and what only reads is fine with that.
+# But when a transaction fails in its end, psycopg 3.3 loses the reason and then the connection.
+_BEGIN, _COMMIT = Statement("BEGIN"), Statement("COMMIT")
 
 
 class Driver:
@@ -83,10 +96,9 @@ class Driver:
             self._register(conn)
             if isinstance(step, Execute):
                 return _rows(_send(conn, step.statement, prepare=prepare))
-            # Without BEGIN a pipeline is one transaction up to its end: one round trip in all.
-            with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
-                cursors = [_send(conn, statement, prepare=prepare) for statement in step.statements]
-            return [_rows(cursor) for cursor in cursors]
+            if len(step.statements) == 1 and conn.autocommit:
+                return [_rows(_send(conn, step.statements[0], prepare=prepare))]
+            return [_rows(cursor) for cursor in _run(conn, step, prepare=prepare)]
 
     def _documents(self, step: Embed) -> list[list[float]]:
         if not step.documents:
@@ -163,12 +175,9 @@ class AsyncDriver:
             await self._register(conn)
             if isinstance(step, Execute):
                 return await _arows(await _asend(conn, step.statement, prepare=prepare))
-            # Without BEGIN a pipeline is one transaction up to its end: one round trip in all.
-            async with nullcontext() if conn.autocommit else conn.transaction(), conn.pipeline():
-                cursors = [
-                    await _asend(conn, statement, prepare=prepare) for statement in step.statements
-                ]
-            return [await _arows(cursor) for cursor in cursors]
+            if len(step.statements) == 1 and conn.autocommit:
+                return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
+            return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
 
     async def _documents(self, step: Embed) -> list[list[float]]:
         if not step.documents:
@@ -196,6 +205,23 @@ class AsyncDriver:
             self._registered.add(conn)
 
 
+def _run(conn: Conn, run: Run, *, prepare: bool | None) -> list[Cursor[TupleRow]]:
+    if not conn.autocommit:
+        with conn.transaction(), conn.pipeline():
+            return [_send(conn, statement, prepare=prepare) for statement in run.statements]
+    begin, commit = _frame(conn, run)
+    try:
+        with conn.pipeline():
+            statements = (*begin, *run.statements, *commit)
+            cursors = [_send(conn, statement, prepare=prepare) for statement in statements]
+    except BaseException:
+        if begin:
+            with suppress(psycopg.Error):
+                conn.rollback()
+        raise
+    return cursors[len(begin) : len(cursors) - len(commit)]
+
+
 def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
     return cursor.execute(statement.sql, statement.params, prepare=prepare)
@@ -205,11 +231,36 @@ def _rows(cursor: Cursor[TupleRow]) -> Rows:
     return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)
 
 
+async def _arun(conn: AsyncConn, run: Run, *, prepare: bool | None) -> list[AsyncCursor[TupleRow]]:
+    if not conn.autocommit:
+        async with conn.transaction(), conn.pipeline():
+            return [await _asend(conn, statement, prepare=prepare) for statement in run.statements]
+    begin, commit = _frame(conn, run)
+    try:
+        async with conn.pipeline():
+            statements = (*begin, *run.statements, *commit)
+            cursors = [await _asend(conn, statement, prepare=prepare) for statement in statements]
+    except BaseException:
+        if begin:
+            with suppress(psycopg.Error):
+                await conn.rollback()
+        raise
+    return cursors[len(begin) : len(cursors) - len(commit)]
+
+
 async def _asend(
     conn: AsyncConn, statement: Statement, *, prepare: bool | None
 ) -> AsyncCursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
     return await cursor.execute(statement.sql, statement.params, prepare=prepare)
+
+
+def _frame(
+    conn: BaseConnection[Any], run: Run
+) -> tuple[tuple[Statement, ...], tuple[Statement, ...]]:
+    """What goes before and after the statements, unless the connection's owner has begun."""
+    is_idle = conn.info.transaction_status is TransactionStatus.IDLE
+    return ((_BEGIN,), (_COMMIT,)) if run.writes and is_idle else ((), ())
 
 
 async def _arows(cursor: AsyncCursor[TupleRow]) -> Rows:
