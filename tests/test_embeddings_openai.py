@@ -186,6 +186,23 @@ def test_vectors_are_matched_to_texts_by_their_index(openai: OpenAI, mode: str) 
     assert [vector[0] for vector in vectors] == [0.0, 1.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"index": "b", "embedding": [0.5]}, {"index": 0, "embedding": [0.5]}],
+        [{"index": 0, "embedding": "AAA"}, {"index": 1, "embedding": "AAAA"}],
+        [[0.5], [0.5]],
+        {"0": [0.5]},
+    ],
+    ids=["index", "base64", "lists", "object"],
+)
+def test_data_of_another_shape_is_refused(openai: OpenAI, data: object) -> None:
+    """Whatever stands in the place of the vectors, the error is about the answer."""
+    openai.next(Reply(body={"data": data}))
+    with pytest.raises(EmbeddingResponseError, match="answered"):
+        embeddings(openai).embed_documents(["tea", "coffee"])
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_another_number_of_vectors_is_refused(openai: OpenAI, count: int) -> None:
     """Two texts have two vectors: with fewer or more it is not known which is whose."""

@@ -48,7 +48,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
     for a VPC or FIPS endpoint. A ``client`` of your own is used as it is: give it a connection
     pool of ``max_concurrency`` and switch its retries off.
 
-    Not closed by the store; `close` lets its threads and connections go.
+    `close` lets its threads and connections go, and need not be called.
     """
 
     def __init__(

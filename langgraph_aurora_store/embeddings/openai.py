@@ -48,8 +48,8 @@ class OpenAIEmbeddings(ServiceEmbeddings):
     retries off (``max_retries=0``).
 
     Blocking calls use one client and threads; asyncio calls a native client for each event loop,
-    closed with the loop. Both together keep to ``max_concurrency``. Not closed by the store;
-    `close` lets the blocking client go.
+    closed with the loop. Both together keep to ``max_concurrency``. `close` lets threads and the
+    blocking client go, and need not be called.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ def decoded(content: bytes) -> object:
     """
     try:
         return _ordered(orjson.loads(content))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise EmbeddingResponseError(
             "the OpenAI service answered with something else than JSON and vectors"
         ) from error
