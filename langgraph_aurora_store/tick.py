@@ -16,6 +16,16 @@ from langgraph_aurora_store.lost_writes import log_lost_writes
 logger = logging.getLogger(__name__)
 
 RunBatch: TypeAlias = Callable[[Sequence[Op]], Awaitable[list[Result]]]
+# Errors that psycopg takes for operational and that one operation's rows can bring about.
+_OF_ONE = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.StatementTooComplex,
+)
+
 _Waiting: TypeAlias = tuple[Op, "asyncio.Future[Result]"]
 
 
@@ -81,7 +91,7 @@ class Tick:
                     future.set_result(result)
 
     def _failed(self, group: list[_Waiting], exc: Exception) -> None:
-        if len(group) > 1 and not isinstance(exc, psycopg.OperationalError):
+        if len(group) > 1 and not _is_common(exc):
             logger.debug("a group of %d operations failed; running each alone", len(group))
             for one in group:
                 self._start([one])
@@ -91,6 +101,11 @@ class Tick:
                 future.set_exception(exc)
             else:  # abandoned: nobody else will tell
                 log_lost_writes([op], exc)
+
+
+def _is_common(exc: Exception) -> bool:
+    """Whether every operation would fail like this, because the server does not serve."""
+    return isinstance(exc, psycopg.OperationalError) and not isinstance(exc, _OF_ONE)
 
 
 def _kind(op: Op) -> Literal["read", "search", "write"]:

@@ -37,7 +37,7 @@ def sweep(layout: Layout, batch: int = 1000) -> Conversation[int]:
     statement = Statement(_SWEEP.format(store=layout.store), (_TURN, name, batch))
     swept = 0
     while True:
-        replies: list[Rows] = yield Run((statement,))
+        replies: list[Rows] = yield Run((statement,), writes=True)
         swept += replies[0].touched
         if replies[0].touched < batch:
             return swept

@@ -137,7 +137,7 @@ def delete_under(prefix: Namespace, layout: Layout) -> Conversation[int]:
     text, params = _delete(layout), span_of(prefix_of(prefix))
     total, rows = 0, _ROWS_PER_DELETE
     while rows == _ROWS_PER_DELETE:
-        (((rows, living),),) = yield Run((Statement(text, params),))
+        (((rows, living),),) = yield Run((Statement(text, params),), writes=True)
         total += living
     return total
 

@@ -164,7 +164,7 @@ def _is_lost(query: Vector | HalfVector, layout: Layout) -> bool:
 def _renew(due: Sequence[Address], layout: Layout) -> Conversation[None]:
     """A reader that may not write still gets what it read."""
     try:
-        yield Run((get.renewal(due, layout),))
+        yield Run((get.renewal(due, layout),), writes=True)
     except (
         psycopg.errors.ReadOnlySqlTransaction,
         psycopg.errors.InsufficientPrivilege,
@@ -176,10 +176,10 @@ def _write(
     writes: Writes, new: Sequence[Text], vectors: Embedded, layout: Layout
 ) -> Conversation[None]:
     try:
-        yield Run(put.statements(writes, new, vectors.documents, layout))
+        yield Run(put.statements(writes, new, vectors.documents, layout), writes=True)
     except psycopg.errors.DivisionByZero:
         # A vector we meant to keep was replaced by a concurrent write: rely on none of them.
         kept = [text for text in writes.texts if text.text not in vectors.documents]
         more = yield from _embed(kept, (), layout)
         every = vectors.documents | more.documents
-        yield Run(put.statements(writes, writes.texts, every, layout))
+        yield Run(put.statements(writes, writes.texts, every, layout), writes=True)

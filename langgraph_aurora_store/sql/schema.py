@@ -161,7 +161,7 @@ def _install_pgvector(found: Findings) -> Conversation[None]:
 def _in_one_transaction(statements: list[Statement]) -> Conversation[None]:
     if statements:
         limit = Statement("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
-        yield Run((limit, *statements))
+        yield Run((limit, *statements), writes=True)
 
 
 def _build(todo: Pending) -> Conversation[None]:

@@ -46,11 +46,12 @@ class Rows(list[Row]):
 class Run(NamedTuple):
     """Statements to run in order as one transaction in one round trip: all sent, then all read.
 
-    Either all of them take effect or none. A single statement needs no ``BEGIN`` and ``COMMIT``
-    around it. The reply is a list of ``Rows``, one per statement, empty where it returns none.
+    Either all of them take effect or none; ``writes`` says that they are to have an effect. The
+    reply is a list of ``Rows``, one per statement, empty where it returns none.
     """
 
     statements: tuple[Statement, ...]
+    writes: bool = False
 
 
 class Execute(NamedTuple):
