@@ -14,20 +14,20 @@ from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchO
 from langgraph_aurora_store.config import IndexSettings, TtlSettings
 from langgraph_aurora_store.embeddings import resolve
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.catalog import Findings
-from langgraph_aurora_store.sql.ddl import ddl
-from langgraph_aurora_store.sql.drift import check
-from langgraph_aurora_store.sql.expiry import sweep
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.plan import converse
-from langgraph_aurora_store.sql.schema import setup
 from langgraph_aurora_store.sql.steps import Conversation, Embed, Label
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
     from langgraph.store.base import TTLConfig
     from langgraph.store.postgres.base import PostgresIndexConfig
+
+    from langgraph_aurora_store.sql.catalog import Findings
+
+# What speaks of tables is imported where it is used: a process that imports the store, a Lambda
+# function at its cold start for one, need not wait for it.
 
 # Embedded once, where neither the model's name nor the configuration tells the vectors' length.
 _PROBE = "How many dimensions?"
@@ -84,6 +84,8 @@ class Engine:
 
     def setup(self) -> Conversation[None]:
         """Bring the database to what this store needs."""
+        from langgraph_aurora_store.sql.schema import setup
+
         self._ready = None
         layout = yield from self.layout()
         self._ready = _as_found(layout, (yield from setup(layout)))
@@ -102,6 +104,8 @@ class Engine:
 
     def sweep(self) -> Conversation[int]:
         """Delete expired items; how many there were."""
+        from langgraph_aurora_store.sql.expiry import sweep
+
         layout = yield from self.ready()
         return (yield from sweep(layout))
 
@@ -113,6 +117,8 @@ class Engine:
 
     def ddl(self, *, role: str | None, concurrently: bool) -> str:
         """The script that `setup` spares an administrator, or lets one run."""
+        from langgraph_aurora_store.sql.ddl import ddl
+
         if self._layout is None:
             raise ConfigurationError(
                 "the embedding model's dimensions are unknown; pass index={'dims': ...}"
@@ -121,6 +127,8 @@ class Engine:
 
     def ready(self) -> Conversation[Layout]:
         """The layout, once the database has been seen to hold what it says."""
+        from langgraph_aurora_store.sql.drift import check
+
         if self._ready is None:
             layout = yield from self.layout()
             self._ready = _as_found(layout, (yield from check(layout)))
