@@ -532,6 +532,19 @@ def test_what_has_expired_is_gone(engine: Engine) -> None:
     assert engine.sql("SELECT count(*) FROM store WHERE expires_at > now()") == [(0,)]
 
 
+def test_what_expires_while_it_is_read_is_not_renewed(engine: Engine) -> None:
+    """Between the read and the renewal its time may run out."""
+    engine.put("k", {}, ttl=10)
+    age(engine, "k", 9)
+    flow = converse([GetOp(("n",), "k")], engine.layout)
+    (read,) = next(flow).statements
+    rows = engine.connection.execute(read.sql, read.params).fetchall()
+    age(engine, "k", 2)
+    (renewal,) = flow.send([Rows(rows)]).statements
+    assert engine.connection.execute(renewal.sql, renewal.params).rowcount == 0
+    assert life(engine, "k") < timedelta()
+
+
 def test_a_put_onto_an_expired_item_makes_a_new_one(engine: Engine) -> None:
     """Its age starts anew; that of a living item does not."""
     engine.put("k", {"text": "a"}, ttl=10)

@@ -7,10 +7,14 @@ wider one follows, and at last a comparison with all: an index decides how fast,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
+
+import psycopg
 
 from langgraph_aurora_store.sql.items import ALIVE, DUE, below, exactly, under
 from langgraph_aurora_store.sql.layout import Layout
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
 
     from langgraph_aurora_store.sql.search import Search
+
+logger = logging.getLogger(__name__)
 
 # A walk under relaxed_order meets items nearly in order. They are put in order a few at a time and
 # pages are cut from that, so that no item is on two pages or on none, whatever the page's size.
@@ -169,15 +175,18 @@ def nearest(
     found = [Rows() for _ in searches]
     attempts = [Attempt(n, search) for n, search in enumerate(searches) if search.op.limit]
     while attempts:
-        # What is not steered goes first, in the same round trip.
-        exact = [attempt for attempt in attempts if attempt.is_exact]
-        walks = [attempt for attempt in attempts if not attempt.is_exact]
-        steering = [_steering(walks, layout)] if walks else []
-        statements = [_statement(attempt, vectors, layout) for attempt in (*exact, *walks)]
-        statements[len(exact) : len(exact)] = steering
-        replies = yield Run(tuple(statements))
-        del replies[len(exact) : len(exact) + len(steering)]
-        tried = list(zip((*exact, *walks), replies, strict=True))
+        # What is not steered goes first, in the same round trip; the steering has a reply too.
+        attempts.sort(key=lambda attempt: not attempt.is_exact)
+        exact = sum(attempt.is_exact for attempt in attempts)
+        try:
+            replies = yield Run(_statements(attempts, exact, vectors, layout))
+        except psycopg.errors.InvalidName as exc:
+            if not layout.iterative_scan:
+                raise
+            logger.warning("pgvector is older than 0.8, so filtered searches are slow: %s", exc)
+            layout = replace(layout, iterative_scan=False)
+            continue
+        tried = list(zip(attempts, [*replies[:exact], *replies[exact + 1 :]], strict=True))
         for attempt, rows in tried:
             found[attempt.number] = Rows([row for row in rows if row[0] is not None])
         attempts = [again for attempt, rows in tried for again in _again(attempt, rows)]
@@ -198,6 +207,18 @@ def _again(attempt: Attempt, rows: Rows) -> tuple[Attempt, ...]:
         return ()
     wider = walked * _WIDENING
     return (attempt._replace(breadth=wider, is_exact=not 0 < wider <= _WIDEST),)
+
+
+def _statements(
+    attempts: Sequence[Attempt],
+    exact: int,
+    vectors: Mapping[str, Vector | HalfVector],
+    layout: Layout,
+) -> tuple[Statement, ...]:
+    statements = [_statement(attempt, vectors, layout) for attempt in attempts]
+    if walks := attempts[exact:]:
+        statements.insert(exact, _steering(walks, layout))
+    return tuple(statements)
 
 
 def _statement(

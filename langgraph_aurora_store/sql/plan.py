@@ -8,7 +8,7 @@ the first statement, and all writes are one transaction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
@@ -105,20 +105,18 @@ def _read_at_once(
     ]
     if not statements:
         return (), []
-    replies: list[Rows] = yield Run(tuple(statements))
+    replies: Iterator[Rows] = iter((yield Run(tuple(statements))))
     due: list[Address] = []
     if batch.gets:
-        found, due = get.items(batch.gets, replies.pop(0))
+        found, due = get.items(batch.gets, next(replies))
         for place, item in found.items():
             results[place] = item
-    new = put.missing(texts, replies.pop(0)) if texts else ()
+    new = put.missing(texts, next(replies)) if texts else ()
     if batch.listings:
-        del replies[0]
+        next(replies)
     for place, _ in batch.listings:
-        results[place] = namespaces.listed(replies.pop(0))
-    if recent:
-        due += _take(recent, replies, results, layout)
-    return new, due
+        results[place] = namespaces.listed(next(replies))
+    return new, due + _take(recent, list(replies), results, layout)
 
 
 def _embed(
@@ -151,7 +149,8 @@ def _take(
 ) -> list[Address]:
     """Put the items found in their places; returns those due for renewal."""
     due: list[Address] = []
-    for s, rows in zip(searches, replies[-len(searches) :], strict=True):
+    # What steers the searches is answered before them.
+    for s, rows in zip(searches, replies[len(replies) - len(searches) :], strict=True):
         results[s.place], late = search.items(s, rows, layout)
         due += late
     return due
