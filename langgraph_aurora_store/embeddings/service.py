@@ -69,11 +69,13 @@ class ServiceEmbeddings(Embeddings):
 
         Raises as `embed_documents` does.
         """
-        vector = self._queries.get(text)
-        if vector is None:
-            [vector] = self._embed(self._plan([text], "query"))
-            self._queries.put(text, vector)
-        return vector
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: list[str]) -> list[list[float]]:
+        """`embed_query` for each text, in as few requests as the service allows; blocks."""
+        known, asked = self._recall(texts)
+        new = self._embed(self._plan(asked, "query")) if asked else []
+        return self._remember(texts, known, dict(zip(asked, new, strict=True)))
 
     @override
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -85,11 +87,13 @@ class ServiceEmbeddings(Embeddings):
     @override
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` without blocking the event loop."""
-        vector = self._queries.get(text)
-        if vector is None:
-            [vector] = await self._aembed(self._plan([text], "query"))
-            self._queries.put(text, vector)
-        return vector
+        return (await self.aembed_queries([text]))[0]
+
+    async def aembed_queries(self, texts: list[str]) -> list[list[float]]:
+        """`embed_queries` without blocking the event loop."""
+        known, asked = self._recall(texts)
+        new = await self._aembed(self._plan(asked, "query")) if asked else []
+        return self._remember(texts, known, dict(zip(asked, new, strict=True)))
 
     @abstractmethod
     def _send(self, request: Request) -> object:
@@ -102,6 +106,20 @@ class ServiceEmbeddings(Embeddings):
     @abstractmethod
     def _explain(self, error: Exception, request: Request) -> Fault:
         """What an error of the SDK means to the user."""
+
+    def _recall(self, queries: list[str]) -> tuple[dict[str, list[float]], list[str]]:
+        """The vectors of queries asked lately, and the other queries, each once."""
+        cached = {text: self._queries.get(text) for text in queries}
+        known = {text: vector for text, vector in cached.items() if vector is not None}
+        return known, [text for text in cached if text not in known]
+
+    def _remember(
+        self, queries: list[str], known: dict[str, list[float]], new: dict[str, list[float]]
+    ) -> list[list[float]]:
+        for text, vector in new.items():
+            self._queries.put(text, vector)
+        found = known | new
+        return [list(found[text]) for text in queries]
 
     def _plan(self, texts: list[str], purpose: Purpose) -> Plan:
         return plan(texts, purpose, self._model, self._options)
