@@ -19,6 +19,7 @@ import example_runs
 import psycopg
 import pytest
 import yaml
+from langgraph.store.base import PutOp
 
 from langgraph_aurora_store import AuroraStore
 from langgraph_aurora_store.local import LocalAurora
@@ -495,8 +496,8 @@ class TestIdleSessions:
     def test_only_a_plain_statement_starts_the_idle_clock(
         self, prepared: World, database: Any
     ) -> None:
-        """Of two sessions, one that ended with an operation of the store, and a later one that
-        ended with a plain statement, the server ends the second and keeps the first."""
+        """Of two sessions, one that ended with a pipelined write, and a later one that ended with
+        a plain statement, the server ends the second and keeps the first."""
         with prepared.admin as conn:
             conn.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '300ms'")
         stores = [
@@ -516,10 +517,10 @@ class TestIdleSessions:
             for store, is_plain in ((first, False), (second, True)):
                 with store.connection() as conn:
                     pids.append(conn.info.backend_pid)
-                store.get(("users",), "ada")
+                store.batch([PutOp(("users",), "ada", {}), PutOp(("users",), "zoe", None)])
                 if is_plain:
                     with store.connection() as conn:
-                        conn.execute("SELECT")
+                        conn.execute("", prepare=False)
 
             def alive() -> list[bool]:
                 with prepared.admin as admin:
