@@ -101,6 +101,7 @@ def world(aurora: LocalAurora) -> Iterator[World]:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AURORA_DATABASE": DATABASE,
             "AURORA_USER": ROLE,
+            "EMBEDDING_DEADLINE_S": "2",
             "MASTER_SECRET_ARN": "master",
             "OPENAI_BASE_URL": openai.base_url,
             "OPENAI_SECRET_ARN": "openai",
@@ -375,6 +376,14 @@ class TestFailures:
         assert json.loads(response["body"])["error"]["code"] == "memory_unavailable"
         assert "permission denied" not in response["body"]
         assert errors(function, "permission denied")
+
+    def test_a_throttled_embedding_is_a_503_within_the_invocation(
+        self, function: Sandbox, prepared: World
+    ) -> None:
+        """Bedrock throttles for longer than a caller waits: its retries end before that."""
+        prepared.bedrock.next(*[throttled()] * 50)
+        status, body = function.request({"user_id": "ada", "prompt": "Never asked before"})
+        assert (status, body["error"]["code"]) == (503, "memory_unavailable")
 
     def test_a_model_that_cannot_answer_is_a_502(self, function: Sandbox, prepared: World) -> None:
         """The failure of the service is told apart from the caller's."""

@@ -32,7 +32,7 @@ settings.load_openai_key(session)
 store = AuroraStore.from_cluster(
     session=session,
     pool=replace(PoolSettings.for_lambda(), max_size=1),
-    index={"embed": settings.EMBEDDING_MODEL, "fields": ["content"]},
+    index=settings.make_index(session),
 )
 client = openai.OpenAI(timeout=settings.MODEL_TIMEOUT_S, max_retries=1)
 memory_model = init_chat_model(

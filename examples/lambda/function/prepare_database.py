@@ -7,6 +7,7 @@ changes nothing that is right.
 
 import os
 
+import boto3
 import settings
 from preferences import register
 from psycopg import Connection, sql
@@ -29,10 +30,10 @@ GRANTS = (
 def handler(event: dict, _context: object) -> dict:
     """Prepare the database; ``{"users": ["ada", "grace"]}`` also registers these users."""
     users = event.get("users", [])
-    with AuroraStore.from_cluster(
-        credentials=SecretsManagerCredentials(os.environ["MASTER_SECRET_ARN"]),
-        index={"embed": settings.EMBEDDING_MODEL, "fields": ["content"]},
-    ) as store:
+    session = boto3.Session()
+    credentials = SecretsManagerCredentials(os.environ["MASTER_SECRET_ARN"], session=session)
+    index = settings.make_index(session)  # for its dimensions: nothing is embedded here
+    with AuroraStore.from_cluster(session=session, credentials=credentials, index=index) as store:
         with store.connection() as connection:
             make_role(connection)
         store.setup()  # the extension, the tables, their indexes

@@ -2,16 +2,29 @@
 
 import os
 
+from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
+
 EMBEDDING_MODEL = os.environ.get("EMBEDDING_MODEL", "bedrock:amazon.titan-embed-text-v2:0")
 CHAT_MODEL = os.environ.get("CHAT_MODEL", "gpt-4.1-mini")
 MEMORY_MODEL = os.environ.get("MEMORY_MODEL", "openai:gpt-4.1-mini")
 
 MAX_PROMPT_CHARS = 8_000
 MODEL_TIMEOUT_S = 15.0
+EMBEDDING_DEADLINE_S = float(os.environ.get("EMBEDDING_DEADLINE_S", "10"))
 # Lambda ends an init phase after 10 s, and the imports take their share of it.
 INIT_CONNECT_S = float(os.environ.get("INIT_CONNECT_S", "4"))
 # Kept of an invocation's time, to hand the answer back.
 REPLY_S = 1.0
+
+
+def make_index(session):
+    """What the store embeds, and with what; retries end well within an invocation."""
+    provider, _, model = EMBEDDING_MODEL.partition(":")
+    if provider == "openai":
+        embed = OpenAIEmbeddings(model, deadline_s=EMBEDDING_DEADLINE_S)
+    else:
+        embed = BedrockEmbeddings(model, session=session, deadline_s=EMBEDDING_DEADLINE_S)
+    return {"embed": embed, "fields": ["content"]}
 
 
 def load_openai_key(session):

@@ -57,7 +57,7 @@ class Sandbox:
         *,
         task_root: Path,
         python: str = sys.executable,
-        timeout_s: float = 60.0,
+        timeout_s: float = 90.0,
     ) -> None:
         self.timeout_s = timeout_s
         self._api = RuntimeApi()
