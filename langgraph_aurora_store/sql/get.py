@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from langgraph.store.base import GetOp, Item
 
-from langgraph_aurora_store.sql.items import ALIVE, DUE, LIFETIME, checked_key, prefix_of
+from langgraph_aurora_store.sql.items import ADDRESSES, ALIVE, DUE, LIFETIME, checked_key, prefix_of
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Rows, Statement
 
@@ -17,7 +17,7 @@ Address = tuple[str, str]
 
 _GET = """
 SELECT w.position, s.value, s.created_at, s.updated_at, {due}
-FROM unnest(%(prefixes)b::text[], %(keys)b::text[]) WITH ORDINALITY AS w (prefix, key, position)
+FROM {addresses} WITH ORDINALITY AS w (prefix, key, position)
 JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
 WHERE {alive}
 """
@@ -27,7 +27,7 @@ WHERE {alive}
 _RENEW = """
 WITH due AS MATERIALIZED (
     SELECT s.prefix, s.key
-    FROM unnest(%(prefixes)b::text[], %(keys)b::text[]) AS w (prefix, key)
+    FROM {addresses} AS w (prefix, key)
     JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
     WHERE {due} AND s.expires_at > now()
     ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"
@@ -92,4 +92,5 @@ class _Texts(NamedTuple):
 @lru_cache
 def _texts(layout: Layout) -> _Texts:
     names = {"store": layout.store, "alive": ALIVE, "due": DUE, "lifetime": LIFETIME}
+    names["addresses"] = ADDRESSES
     return _Texts(_GET.format(**names).encode(), _RENEW.format(**names).encode())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from langgraph.store.base import PutOp
 
 from langgraph_aurora_store.errors import InvalidItemError
-from langgraph_aurora_store.sql.items import checked_key, prefix_of
+from langgraph_aurora_store.sql.items import ADDRESSES, checked_key, given, prefix_of
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Rows, Statement
 from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
@@ -36,7 +36,7 @@ SELECT w.prefix, w.key, w.value::jsonb, now(), now(), w.expires_at,
        CASE WHEN w.ttl <> greatest(1, ceil(w.ttl)) THEN tstzrange(now(), w.expires_at) END
 FROM (
     SELECT *, now() + ttl * interval '1 minute' AS expires_at
-    FROM unnest(%(prefixes)b::text[], %(keys)b::text[], %(values)b::text[], %(ttls)b::float8[])
+    FROM {rows}
          WITH ORDINALITY AS u (prefix, key, value, ttl, position)
 ) AS w
 ORDER BY w.position
@@ -52,7 +52,7 @@ ON CONFLICT (prefix, key) DO UPDATE SET
 _DELETE = """
 WITH doomed AS MATERIALIZED (
     SELECT s.prefix, s.key
-    FROM unnest(%(prefixes)b::text[], %(keys)b::text[]) WITH ORDINALITY AS w (prefix, key, position)
+    FROM {addresses} WITH ORDINALITY AS w (prefix, key, position)
     JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
     ORDER BY w.position
     FOR UPDATE OF s
@@ -62,7 +62,7 @@ DELETE FROM {store} AS s USING doomed WHERE s.prefix = doomed.prefix AND s.key =
 
 _KNOWN = """
 SELECT w.position
-FROM unnest(%(prefixes)b::text[], %(keys)b::text[], %(fields)b::text[], %(digests)b::bytea[])
+FROM {texts}
      WITH ORDINALITY AS w (prefix, key, field, digest, position)
 JOIN {vectors} AS v ON v.prefix = w.prefix AND v.key = w.key AND v.field_name = w.field
 WHERE v.content_hash = w.digest AND v.hashed_at = v.updated_at
@@ -76,9 +76,9 @@ SELECT 1 / (count(*) = cardinality(%(prefixes)b::text[]))::int FROM ({known}) AS
 
 _DELETE_STALE_VECTORS = """
 DELETE FROM {vectors} AS v
-USING unnest(%(prefixes)b::text[], %(keys)b::text[]) AS w (prefix, key)
+USING {addresses} AS w (prefix, key)
 WHERE v.prefix = w.prefix AND v.key = w.key AND NOT EXISTS (
-    SELECT FROM unnest(%(kept_prefixes)b::text[], %(kept_keys)b::text[], %(kept_fields)b::text[])
+    SELECT FROM {kept}
         AS k (prefix, key, field)
     WHERE k.prefix = v.prefix AND k.key = v.key AND k.field = v.field_name
 )
@@ -88,8 +88,7 @@ _UPSERT_VECTORS = """
 INSERT INTO {vectors} AS v (prefix, key, field_name, embedding, content_hash,
                             hashed_at, created_at, updated_at)
 SELECT w.prefix, w.key, w.field, w.embedding, w.digest, now(), now(), now()
-FROM unnest(%(prefixes)b::text[], %(keys)b::text[], %(fields)b::text[], %(digests)b::bytea[],
-            %(embeddings)b::{type}[]) AS w (prefix, key, field, digest, embedding)
+FROM {embedded} AS w (prefix, key, field, digest, embedding)
 ON CONFLICT (prefix, key, field_name) DO UPDATE SET
     embedding = excluded.embedding,
     content_hash = excluded.content_hash,
@@ -233,10 +232,15 @@ class _Texts(NamedTuple):
 
 @lru_cache
 def _sql(layout: Layout) -> _Texts:
+    texts = {"prefixes": "text", "keys": "text", "fields": "text", "digests": "bytea"}
     names = {
         "store": layout.store,
         "vectors": layout.vectors,
-        "type": layout.embedding_type if layout.index else "",
+        "addresses": ADDRESSES,
+        "rows": given(prefixes="text", keys="text", values="text", ttls="float8"),
+        "texts": given(**texts),
+        "kept": given(kept_prefixes="text", kept_keys="text", kept_fields="text"),
+        "embedded": given(**texts, embeddings=layout.embedding_type) if layout.index else "",
     }
     known = _KNOWN.format(**names)
     return _Texts(
