@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, BaseConnection, Connection, Cursor
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from langgraph_aurora_store import vectors
@@ -96,7 +96,7 @@ class Driver:
             self._register(conn)
             if isinstance(step, Execute):
                 return _rows(_send(conn, step.statement, prepare=prepare))
-            if len(step.statements) == 1 and conn.autocommit:
+            if len(step.statements) == 1 and _is_plain(conn):
                 return [_rows(_send(conn, step.statements[0], prepare=prepare))]
             return [_rows(cursor) for cursor in _run(conn, step, prepare=prepare)]
 
@@ -175,7 +175,7 @@ class AsyncDriver:
             await self._register(conn)
             if isinstance(step, Execute):
                 return await _arows(await _asend(conn, step.statement, prepare=prepare))
-            if len(step.statements) == 1 and conn.autocommit:
+            if len(step.statements) == 1 and _is_plain(conn):
                 return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
             return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
 
@@ -220,6 +220,11 @@ def _run(conn: Conn, run: Run, *, prepare: bool | None) -> list[Cursor[TupleRow]
                 conn.rollback()
         raise
     return cursors[len(begin) : len(cursors) - len(commit)]
+
+
+def _is_plain(conn: Conn | AsyncConn) -> bool:
+    """Whether a lone statement is a transaction of its own, and its answer comes at once."""
+    return conn.autocommit and conn.pgconn.pipeline_status == PipelineStatus.OFF
 
 
 def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:

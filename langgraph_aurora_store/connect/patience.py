@@ -44,6 +44,7 @@ class Health:
         self._made: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
         self._was_reached = False
         self._trouble: Exception | None = None
+        self.trouble_begun_at = 0.0
         self._failures = 0
         self._rest_until = 0.0
         self._renewed_at = 0.0
@@ -78,9 +79,10 @@ class Health:
         if was_troubled:
             logger.info("pool %r connects again", self._name)
 
-    def failed(self, trouble: Exception) -> None:
-        """An attempt failed; warns when this is news."""
+    def failed(self, trouble: Exception, *, begun_at: float) -> None:
+        """An attempt failed that began at this time of the monotonic clock; warns of news."""
         with self._lock:
+            self.trouble_begun_at = begun_at
             is_news = str(trouble) != str(self._trouble)
             self._trouble = trouble
             self._failures += 1
@@ -120,7 +122,12 @@ class Patience:
     def __init__(self, timeout_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout_s = timeout_s
         self._clock = clock
-        self._deadline = clock() + timeout_s
+        self._begun_at = clock()
+        self._deadline = self._begun_at + timeout_s
+
+    def began_after(self, moment: float) -> bool:
+        """Whether the caller came after a moment of the same clock."""
+        return self._begun_at > moment
 
     def left_s(self) -> float:
         """How long the caller may still wait; 0 or less when its time is up."""

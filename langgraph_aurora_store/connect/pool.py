@@ -68,9 +68,10 @@ class _OnlyAttempt(AttemptWithBackoff):
 class _Refused(Exception):  # noqa: N818 - a message to a waiting caller, which never leaves here
     """Carries what refused a connection to a caller that waits for it."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, *, begun_at: float) -> None:
         super().__init__(str(error))
         self.error = again(error)
+        self.begun_at = begun_at
 
 
 class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
@@ -102,6 +103,8 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
             try:
                 return super().getconn(patience.left_s())
             except _Refused as refused:
+                if patience.began_after(refused.begun_at):
+                    continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
             except psycopg_pool.PoolTimeout:
                 raise patience.timed_out(self._health.trouble, **_sizes(self)) from None
@@ -144,11 +147,12 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     # psycopg_pool 3.3 has no hook that is given the error of an attempt: it is logged, and dropped.
     @override
     def _connect(self, timeout: float | None = None) -> AuroraConnection:
+        begun_at = time.monotonic()
         try:
             connection = self._connect_or_again(timeout)
         except Exception as error:
             self._connector.refused(error)
-            self._health.failed(error)
+            self._health.failed(error, begun_at=begun_at)
             raise
         self._health.succeeded(connection)
         return connection
@@ -179,7 +183,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
             with self._lock:
                 self._waiting = deque(who for who in self._waiting if who not in told)
             for position in told:
-                position.fail(_Refused(trouble))
+                position.fail(_Refused(trouble, begun_at=self._health.trouble_begun_at))
 
         if self._health.is_alive():
             self._sched.enter(_GRACE_S, tell)
@@ -222,6 +226,8 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
             try:
                 return await super().getconn(patience.left_s())
             except _Refused as refused:
+                if patience.began_after(refused.begun_at):
+                    continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
             except psycopg_pool.PoolTimeout:
                 raise patience.timed_out(self._health.trouble, **_sizes(self)) from None
@@ -263,11 +269,12 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
     # As in the blocking twin.
     @override
     async def _connect(self, timeout: float | None = None) -> AsyncAuroraConnection:
+        begun_at = time.monotonic()
         try:
             connection = await self._connect_or_again(timeout)
         except Exception as error:
             self._connector.refused(error)
-            self._health.failed(error)
+            self._health.failed(error, begun_at=begun_at)
             raise
         self._health.succeeded(connection)
         return connection
@@ -299,7 +306,7 @@ class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
             async with self._lock:
                 self._waiting = deque(who for who in self._waiting if who not in told)
             for position in told:
-                await position.fail(_Refused(trouble))
+                await position.fail(_Refused(trouble, begun_at=self._health.trouble_begun_at))
 
         if self._health.is_alive():
             await self._sched.enter(_GRACE_S, tell)
