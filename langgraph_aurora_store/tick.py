@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import psycopg
-from langgraph.store.base import GetOp, ListNamespacesOp, Op, Result, SearchOp
+from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
 
 from langgraph_aurora_store.lost_writes import log_lost_writes
 
@@ -34,8 +35,8 @@ class Tick:
 
     Reads, searches by meaning and writes are a group each, so that what needs no embedding never
     waits for what does. When a group fails for a reason that may lie in one of its members, each
-    member is run alone. Cancelling a caller abandons its result and disturbs nobody. Bound to the
-    running loop; not thread-safe.
+    member is run alone, those on one key in their order. Cancelling a caller abandons its result
+    and disturbs nobody. Bound to the running loop; not thread-safe.
     """
 
     def __init__(self, run: RunBatch) -> None:
@@ -67,11 +68,20 @@ class Tick:
         for group in groups.values():
             self._start(group)
 
-    def _start(self, group: list[_Waiting]) -> None:
-        task = asyncio.get_running_loop().create_task(self._settle(group))
+    def _start(self, *groups: list[_Waiting]) -> None:
+        task = asyncio.get_running_loop().create_task(self._settle_in_turn(groups))
         # The loop keeps weak references only: a task nobody holds may vanish half-way.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _settle_in_turn(self, groups: Sequence[list[_Waiting]]) -> None:
+        try:
+            for group in groups:
+                await self._settle(group)
+        except asyncio.CancelledError:
+            for _, future in chain.from_iterable(groups):
+                future.cancel()
+            raise
 
     async def _settle(self, group: list[_Waiting]) -> None:
         group = [one for one in group if not one[1].done()]
@@ -79,10 +89,6 @@ class Tick:
             return
         try:
             results = await self._run([op for op, _ in group])
-        except asyncio.CancelledError:
-            for _, future in group:
-                future.cancel()
-            raise
         except Exception as exc:
             self._failed(group, exc)
         else:
@@ -93,8 +99,11 @@ class Tick:
     def _failed(self, group: list[_Waiting], exc: Exception) -> None:
         if len(group) > 1 and not _is_common(exc):
             logger.debug("a group of %d operations failed; running each alone", len(group))
+            alone: defaultdict[object, list[list[_Waiting]]] = defaultdict(list)
             for one in group:
-                self._start([one])
+                alone[_address(one[0])].append([one])
+            for in_turn in alone.values():
+                self._start(*in_turn)
             return
         for op, future in group:
             if not future.done():
@@ -106,6 +115,12 @@ class Tick:
 def _is_common(exc: Exception) -> bool:
     """Whether every operation would fail like this, because the server does not serve."""
     return isinstance(exc, psycopg.OperationalError) and not isinstance(exc, _OF_ONE)
+
+
+def _address(op: Op) -> object:
+    """What operations have to share for their order to matter."""
+    # As text, because nobody has checked yet that these can be hashed.
+    return repr((op.namespace, op.key)) if isinstance(op, PutOp) else object()
 
 
 def _kind(op: Op) -> Literal["read", "search", "write"]:

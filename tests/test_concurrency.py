@@ -417,7 +417,9 @@ async def test_operations_of_one_tick_share_one_request_to_the_model(
 
 
 @on(*ASYNCIO)
-@pytest.mark.parametrize("fault", ["value", "namespace", "key", "length", "model", *REFUSALS])
+@pytest.mark.parametrize(
+    "fault", ["value", "namespace", "key", "type", "length", "model", *REFUSALS]
+)
 async def test_one_bad_operation_fails_alone(
     store: Twin, sql: psycopg.Connection, fault: str
 ) -> None:
@@ -428,17 +430,41 @@ async def test_one_bad_operation_fails_alone(
         "value": (("a",), "x", {"v": "\0"}),
         "namespace": (("a\0",), "x", {}),
         "key": (("a",), "\ud800", {}),
+        "type": (("a",), ["k"], {}),
         # More than an entry of a b-tree index holds, however well it is compressed.
         "length": (("a",), random.Random(1).randbytes(9_000).hex(), {}),
         "model": (("a",), "x", {"text": "broken"}),
     }.get(fault, (("a",), "bad", {"text": "tea"}))
     calls = [store.put(("a",), f"k{i}", {"text": f"tea {i}"}) for i in range(9)]
-    calls.insert(4, store.put(*bad))
+    calls.insert(4, store.batch([PutOp(*bad)]))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(outcomes.pop(4), Exception)
     assert outcomes == [None] * 9
     assert keys_stored(sql) == [f"k{i}" for i in range(9)]
     assert len(await store.search(("a",), query="tea")) == 9
+
+
+@on(*ASYNCIO)
+async def test_operations_on_one_key_keep_their_order_beside_a_bad_one(
+    store: Twin, model: Model
+) -> None:
+    """The last one of a tick wins, also when each has to run alone and the first takes longest."""
+    calls = asyncio.gather(
+        store.put(("a",), "k", {"text": "held"}),
+        store.put(("b",), "k", {"v": 1}),
+        store.put(("a",), "k", {"v": "last"}),
+        store.put(("a",), "bad", {"v": "\0"}),
+        store.delete(("b",), "k"),
+        return_exceptions=True,
+    )
+    await asyncio.wait_for(model.async_entered.wait(), LONG_S)
+    await store.put(("c",), "k", {})
+    model.async_released.set()
+    outcomes = await asyncio.wait_for(calls, LONG_S)
+    assert isinstance(outcomes.pop(3), InvalidItemError)
+    assert outcomes == [None] * 4
+    assert (await store.get(("a",), "k")).value == {"v": "last"}
+    assert await store.get(("b",), "k") is None
 
 
 @on(*ASYNCIO)
