@@ -53,6 +53,7 @@ _QUERIES_AT_ONCE = 16
 # A pipeline is one transaction up to its end without them, and what only reads is fine with that.
 # But when a transaction fails in its end, psycopg 3.3 loses the reason and then the connection.
 _BEGIN, _COMMIT = Statement("BEGIN"), Statement("COMMIT")
+_TYPES = Run((Statement(vectors.TYPES),))
 
 
 class Driver:
@@ -95,7 +96,9 @@ class Driver:
         with connect() as conn:
             self._register(conn)
             if isinstance(step, Execute):
-                return _rows(_send(conn, step.statement, prepare=prepare))
+                with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
+                    cursor = _send(conn, step.statement, prepare=prepare)
+                return _rows(cursor)
             if len(step.statements) == 1 and _is_plain(conn):
                 return [_rows(_send(conn, step.statements[0], prepare=prepare))]
             return [_rows(cursor) for cursor in _run(conn, step, prepare=prepare)]
@@ -124,7 +127,8 @@ class Driver:
         if self._engine.embeddings is None or conn in self._registered:
             return
         if not self._vector_types:
-            self._vector_types = _rows(_send(conn, Statement(vectors.TYPES), prepare=False))
+            (types,) = _run(conn, _TYPES, prepare=False)
+            self._vector_types = _rows(types)
         if self._vector_types:
             vectors.register(conn, self._vector_types)
             self._registered.add(conn)
@@ -174,7 +178,9 @@ class AsyncDriver:
         async with connect() as conn:
             await self._register(conn)
             if isinstance(step, Execute):
-                return await _arows(await _asend(conn, step.statement, prepare=prepare))
+                async with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
+                    cursor = await _asend(conn, step.statement, prepare=prepare)
+                return await _arows(cursor)
             if len(step.statements) == 1 and _is_plain(conn):
                 return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
             return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
@@ -198,7 +204,7 @@ class AsyncDriver:
         if self._engine.embeddings is None or conn in self._registered:
             return
         if not self._vector_types:
-            types = await _asend(conn, Statement(vectors.TYPES), prepare=False)
+            (types,) = await _arun(conn, _TYPES, prepare=False)
             self._vector_types = await _arows(types)
         if self._vector_types:
             vectors.register(conn, self._vector_types)
@@ -224,7 +230,11 @@ def _run(conn: Conn, run: Run, *, prepare: bool | None) -> list[Cursor[TupleRow]
 
 def _is_plain(conn: Conn | AsyncConn) -> bool:
     """Whether a lone statement is a transaction of its own, and its answer comes at once."""
-    return conn.autocommit and conn.pgconn.pipeline_status == PipelineStatus.OFF
+    return conn.autocommit and not _is_in_pipeline(conn)
+
+
+def _is_in_pipeline(conn: Conn | AsyncConn) -> bool:
+    return conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
 def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:

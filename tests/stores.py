@@ -94,6 +94,7 @@ class Twin:
 
 KINDS = ("blocking-connection", "blocking-pool", "asyncio-connection", "asyncio-pool")
 CLUSTER_KINDS = ("blocking-cluster", "asyncio-cluster")
+PIPELINE_KINDS = ("blocking-pipeline", "asyncio-pipeline")
 
 
 def owner_dsn(aurora: LocalAurora, database: str) -> str:
@@ -116,33 +117,30 @@ def set_up(aurora: LocalAurora, database: str, **settings: Any) -> Iterator[psyc
 async def opened(
     kind: str, aurora: LocalAurora, database: str, **settings: Any
 ) -> AsyncIterator[Twin]:
-    """A store of one of ``KINDS``; or of ``CLUSTER_KINDS``, from the name and through the gate."""
+    """A store of one of the kinds; of ``CLUSTER_KINDS``, from the name and through the gate."""
     flavour, _, way = kind.partition("-")
-    dsn = owner_dsn(aurora, database)
+    cls: Any = AuroraStore if flavour == "blocking" else AsyncAuroraStore
+    if way == "cluster":
+        manager = cls.from_cluster(
+            aurora.identifier,
+            user=aurora.user,
+            database=database,
+            session=aurora.session,
+            sslrootcert=aurora.sslrootcert,
+            **settings,
+        )
+    else:
+        manager = cls.from_conn_string(
+            owner_dsn(aurora, database),
+            pipeline=way == "pipeline",
+            pool_config={"min_size": 1, "max_size": 4} if way == "pool" else None,
+            **settings,
+        )
     async with AsyncExitStack() as stack:
-        if way == "cluster":
-            cls = AuroraStore if flavour == "blocking" else AsyncAuroraStore
-            store: Any = cls.from_cluster(
-                aurora.identifier,
-                user=aurora.user,
-                database=database,
-                session=aurora.session,
-                sslrootcert=aurora.sslrootcert,
-                **settings,
-            )
-            twin = Twin(store)
-            stack.push_async_callback(twin.close)
-        elif flavour == "blocking":
-            config = {"min_size": 1, "max_size": 4} if way == "pool" else None
-            store = stack.enter_context(
-                AuroraStore.from_conn_string(dsn, pool_config=config, **settings)
-            )
+        if flavour == "blocking":
+            yield Twin(stack.enter_context(manager))
         else:
-            config = {"min_size": 1, "max_size": 4} if way == "pool" else None
-            store = await stack.enter_async_context(
-                AsyncAuroraStore.from_conn_string(dsn, pool_config=config, **settings)
-            )
-        yield Twin(store)
+            yield Twin(await stack.enter_async_context(manager))
 
 
 def pool_of(store: Any) -> ConnectionPool | AsyncConnectionPool:

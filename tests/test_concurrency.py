@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from psycopg_pool import AsyncConnectionPool
-from stores import DIMS, KINDS, Letters, Twin, opened, owner_dsn, pool_of, set_up
+from stores import DIMS, KINDS, PIPELINE_KINDS, Letters, Twin, opened, owner_dsn, pool_of, set_up
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.errors import InvalidItemError
@@ -314,7 +314,7 @@ async def together(store: Twin, calls: list[tuple[str, Any]]) -> list[Any]:
 # all of a batch or nothing
 
 
-@on(*KINDS)
+@on(*KINDS, *PIPELINE_KINDS)
 @pytest.mark.parametrize("at", REFUSALS)
 async def test_a_batch_that_the_server_refuses_leaves_no_trace(
     store: Twin, sql: psycopg.Connection, at: str
@@ -343,7 +343,7 @@ async def test_a_batch_that_the_server_refuses_leaves_no_trace(
     ]
 
 
-@on(*KINDS)
+@on(*KINDS, *PIPELINE_KINDS)
 @pytest.mark.parametrize("value", [{"when": object()}, {"text": "broken"}], ids=["value", "model"])
 async def test_a_batch_that_fails_on_our_side_leaves_no_trace(
     store: Twin, sql: psycopg.Connection, value: dict[str, Any]

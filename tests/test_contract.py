@@ -19,8 +19,19 @@ from langgraph.store.base import (
     SearchOp,
 )
 from langgraph.store.postgres import PostgresStore
-from stores import CLUSTER_KINDS, DIMS, KINDS, Letters, Twin, opened, set_up
+from stores import (
+    CLUSTER_KINDS,
+    DIMS,
+    KINDS,
+    PIPELINE_KINDS,
+    Letters,
+    Twin,
+    opened,
+    owner_dsn,
+    set_up,
+)
 
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.errors import (
     ConfigurationError,
     InvalidFilterError,
@@ -55,7 +66,7 @@ def sql(aurora: LocalAurora) -> Iterator[psycopg.Connection]:
         yield conn
 
 
-@pytest.fixture(params=[*KINDS, *CLUSTER_KINDS])
+@pytest.fixture(params=[*KINDS, *CLUSTER_KINDS, *PIPELINE_KINDS])
 async def store(
     request: pytest.FixtureRequest, aurora: LocalAurora, sql: psycopg.Connection
 ) -> AsyncIterator[Twin]:
@@ -623,7 +634,7 @@ async def test_a_query_without_an_index_says_so(kind: str, aurora: LocalAurora) 
             await store.search(("a",), query="tea")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PIPELINE_KINDS])
 async def test_a_store_works_on_the_connection_that_set_it_up(
     kind: str, aurora: LocalAurora
 ) -> None:
@@ -638,3 +649,16 @@ async def test_a_store_works_on_the_connection_that_set_it_up(
                 assert keys(await store.search(("a",), query="tea")) == ["k"]
     finally:
         aurora.drop_database(name)
+
+
+async def test_each_batch_is_kept_on_a_connection_without_autocommit(
+    aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """A transaction of its own, from the first on, as on any other connection."""
+    sql.execute("TRUNCATE store CASCADE")
+    dsn = owner_dsn(aurora, DATABASE)
+    with psycopg.connect(dsn) as blocking:
+        AuroraStore(blocking, index=INDEX).put(("a",), "blocking", {"text": "tea"})
+        async with await psycopg.AsyncConnection.connect(dsn) as on_loop:
+            await AsyncAuroraStore(on_loop, index=INDEX).aput(("a",), "asyncio", {"text": "tea"})
+            assert sql.execute("SELECT count(*) FROM store").fetchone() == (2,)
