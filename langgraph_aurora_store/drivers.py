@@ -154,12 +154,15 @@ class AsyncDriver:
     async def _drive(
         self, flow: Conversation[T], connect: AsyncConnect, *, prepare: bool | None
     ) -> T:
+        heard = _cancellations()
         try:
             step = next(flow)
             while True:
                 try:
                     reply = await self._perform(step, connect, prepare=prepare)
+                    _raise_if_cancelled(heard)
                 except BaseException as exc:
+                    heard = _cancellations()
                     step = flow.throw(exc)
                 else:
                     step = flow.send(reply)
@@ -226,6 +229,18 @@ def _run(conn: Conn, run: Run, *, prepare: bool | None) -> list[Cursor[TupleRow]
                 conn.rollback()
         raise
     return cursors[len(begin) : len(cursors) - len(commit)]
+
+
+def _cancellations() -> int:
+    """How often the running task was asked to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+def _raise_if_cancelled(heard: int) -> None:
+    """Raise what was swallowed, as ``asyncio.wait_for``, which psycopg waits by, may before 3.12."""
+    if _cancellations() > heard:
+        raise asyncio.CancelledError
 
 
 def _is_plain(conn: Conn | AsyncConn) -> bool:
