@@ -238,7 +238,7 @@ def _cancellations() -> int:
 
 
 def _raise_if_cancelled(heard: int) -> None:
-    """Raise what was swallowed, as ``asyncio.wait_for``, which psycopg waits by, may before 3.12."""
+    """Raise what was swallowed: before 3.12, psycopg waits by an ``asyncio.wait_for`` that may."""
     if _cancellations() > heard:
         raise asyncio.CancelledError
 

@@ -599,6 +599,27 @@ async def test_callers_that_leave_while_the_server_works_leave_nothing_behind(
         assert stats["requests_waiting"] == 0
 
 
+@pytest.mark.parametrize("ticks", range(8))
+@pytest.mark.parametrize("kind", ["asyncio-pool", "asyncio-cluster"])
+async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
+    kind: str, ticks: int, aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """Python 3.11 can lose a cancellation there; the batch must end, and not be written."""
+    async with opened(kind, aurora, DATABASE) as store, contextlib.AsyncExitStack() as held:
+        await store.get(("a",), "k")
+        for _ in range(4):
+            await held.enter_async_context(store.store.connection())
+        leaves = asyncio.create_task(store.batch([PutOp(("a",), "k", {}), GetOp(("a",), "k")]))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await held.aclose()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        assert leaves.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(leaves, LONG_S)
+
+
 @on(*ASYNCIO)
 async def test_a_caller_that_leaves_does_not_take_its_neighbours_along(
     store: Twin, sql: psycopg.Connection
