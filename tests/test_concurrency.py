@@ -600,14 +600,14 @@ async def test_callers_that_leave_while_the_server_works_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("ticks", range(8))
-@pytest.mark.parametrize("kind", ["asyncio-pool", "asyncio-cluster"])
+@pytest.mark.parametrize(("kind", "connections"), [("asyncio-pool", 4), ("asyncio-cluster", 10)])
 async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
-    kind: str, ticks: int, aurora: LocalAurora, sql: psycopg.Connection
+    kind: str, connections: int, ticks: int, aurora: LocalAurora, sql: psycopg.Connection
 ) -> None:
     """Python 3.11 can lose a cancellation there; the batch must end, and not be written."""
     async with opened(kind, aurora, DATABASE) as store, contextlib.AsyncExitStack() as held:
         await store.get(("a",), "k")
-        for _ in range(4):
+        for _ in range(connections):
             await held.enter_async_context(store.store.connection())
         leaves = asyncio.create_task(store.batch([PutOp(("a",), "k", {}), GetOp(("a",), "k")]))
         for _ in range(20):
