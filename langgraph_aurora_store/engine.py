@@ -113,6 +113,10 @@ class Engine:
         """Seconds between sweeps, five minutes by default; ``None`` without a TTL configuration."""
         if self.ttl_config is None:
             return None
+        if minutes is not None:
+            minutes = TtlSettings.from_config(
+                {"sweep_interval_minutes": minutes}
+            ).sweep_interval_minutes
         return 60 * (minutes or self.ttl.sweep_interval_minutes or _SWEEP_INTERVAL_MINUTES)
 
     def ddl(self, *, role: str | None, concurrently: bool) -> str:

@@ -17,6 +17,7 @@ import boto3
 import psycopg
 import pytest
 from conftest import Database
+from langgraph.store.base import GetOp
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.credentials import IamCredentials
@@ -362,3 +363,33 @@ async def test_a_cancelled_setup_leaves_no_lock(database: Database) -> None:
 def advisory_locks(conn: psycopg.Connection[Any]) -> int:
     row = conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
     return row[0] if row else 0
+
+
+def test_loops_end_while_a_store_still_connects(database: Database) -> None:
+    """asyncio.run() ends also when the pool it leaves behind was about to grow."""
+    store = AsyncAuroraStore.from_cluster(**arguments(database))
+    asyncio.run(store.setup())
+    database.cluster.delay_s = 0.02
+
+    async def use() -> None:
+        await asyncio.gather(*(store.abatch([GetOp(NS, "k"), GetOp(NS, "l")]) for _ in range(3)))
+
+    for _ in range(3):
+        asyncio.run(use())
+    database.cluster.delay_s = 0.0
+    asyncio.run(store.close())
+
+
+@pytest.mark.parametrize("minutes", [-1, float("nan"), float("inf"), "5"])
+def test_a_sweeper_without_a_sensible_interval_is_refused(database: Database, minutes: Any) -> None:
+    """Neither a busy loop nor a thread that died unheard."""
+    store = AuroraStore.from_cluster(**arguments(database, ttl={"default_ttl": 1}))
+    with pytest.raises(ConfigurationError, match="sweep_interval_minutes"):
+        store.start_ttl_sweeper(minutes)
+
+
+def test_a_url_in_place_of_a_name_is_not_repeated() -> None:
+    """It may hold a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        AuroraStore.from_cluster("postgresql://u:a-secret@h/d", user="u", database="d")
+    assert "a-secret" not in str(caught.value)

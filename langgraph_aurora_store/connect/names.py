@@ -77,7 +77,7 @@ def parse_host(host: str) -> EndpointName:
     name = host.lower().removesuffix(".")
     if not _HOST.fullmatch(name) or name.count(":") == 1:
         raise ConfigurationError(
-            f"{host!r} is not a host name; pass the bare name, and the port as port="
+            f"{_shown(host)} is not a host name; pass the bare name, and the port as port="
         )
     found = _ENDPOINT.fullmatch(name)
     if not found:
@@ -105,3 +105,10 @@ def _parse_arn(arn: str) -> ClusterName:
             " endpoint"
         )
     return ClusterName(found["name"].lower(), found["region"] or None, arn)
+
+
+def _shown(name: str) -> str:
+    """A name for a message; a URL may hold a password."""
+    if "://" in name or "@" in name:
+        return "a URL (from_conn_string() takes those)"
+    return repr(name)

@@ -20,6 +20,7 @@ import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
 
+from langgraph_aurora_store.connect.cancellable import CancellablePool
 from langgraph_aurora_store.connect.connection import (
     AsyncAuroraConnection,
     AuroraConnection,
@@ -191,7 +192,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
             tell()
 
 
-class AsyncAuroraPool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
+class AsyncAuroraPool(CancellablePool):
     """The asyncio twin of `AuroraPool`: bound to the event loop it is opened in.
 
     Looking up, refreshing and signing run in a thread, off the loop.
