@@ -362,3 +362,13 @@ def test_equality_is_served_by_a_gin_index(connection: psycopg.Connection) -> No
                 f"EXPLAIN SELECT FROM s WHERE {condition.sql}", condition.params
             )
             assert any("by_value" in line for (line,) in rows), filter_
+
+
+def test_dotted_keys_nested_in_dotted_keys_are_bounded() -> None:
+    """Each level doubles the statement: a short filter must not fill the memory."""
+    wanted: object = 1
+    for _ in range(24):
+        wanted = {"a.b": wanted}
+    with pytest.raises(InvalidFilterError, match="nested too deeply"):
+        compile_filter(wanted)
+    assert compile_filter({"a.b": {"c.d": 1}}).sql

@@ -17,7 +17,7 @@ import boto3
 import psycopg
 import pytest
 from conftest import Database
-from langgraph.store.base import GetOp
+from langgraph.store.base import GetOp, InvalidNamespaceError
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.credentials import IamCredentials
@@ -393,3 +393,17 @@ def test_a_url_in_place_of_a_name_is_not_repeated() -> None:
     with pytest.raises(ConfigurationError) as caught:
         AuroraStore.from_cluster("postgresql://u:a-secret@h/d", user="u", database="d")
     assert "a-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["chat", ("a.b",), ("",), (1,)])
+def test_what_is_no_namespace_is_neither_counted_nor_deleted(
+    database: Database, prefix: Any
+) -> None:
+    """A text is not taken for its letters, nor a label with a dot for two."""
+    with AuroraStore.from_cluster(**arguments(database)) as store:
+        store.setup()
+        store.put(("a", "b"), "k", {"v": 1})
+        for call in (store.count, store.delete_namespace):
+            with pytest.raises(InvalidNamespaceError):
+                call(prefix)
+        assert store.count(("a",)) == 1

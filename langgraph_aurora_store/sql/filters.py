@@ -42,6 +42,8 @@ _NUMBER = r"^\s*[+-]?(\d{1,255}(\.\d{0,255})?|\.\d{1,255})([eE][+-]?\d{1,3})?\s*
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 # A dotted key may stand for either of two members; beyond a few, an index helps no more.
 _MOST_TRAILS = 4
+# Characters of SQL for one member: each dotted key doubles them.
+_LONGEST_PLACE = 2_000
 
 Trail: TypeAlias = tuple[str, ...]
 
@@ -220,6 +222,11 @@ class _Compiler:
             parts = key.split(".")
             path = "".join(f" -> {self.add(part)}::text" for part in parts)
             member = f"coalesce({member}, {place.sql}{path})"
+            # The place stands in it twice: a few dots nested in dots would fill the memory.
+            if len(member) > _LONGEST_PLACE:
+                raise InvalidFilterError(
+                    f"dotted keys are nested too deeply at {name[:80]!r}; nest objects instead"
+                )
             trails += tuple((*trail, *parts) for trail in place.trails)
         return _Place(member, name, trails if len(trails) <= _MOST_TRAILS else ())
 

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import takewhile
 
-from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, MatchCondition
+from langgraph.store.base import (
+    InvalidNamespaceError,
+    ListNamespacesOp,
+    MatchCondition,
+    SearchOp,
+    validate_op_namespace,
+)
 
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.filters import compile_filter
@@ -115,6 +121,7 @@ def count_under(
     prefix: Namespace, layout: Layout, filter_: Mapping[str, object] | None = None
 ) -> Conversation[int]:
     """Count the items in a namespace and below it that are not expired and match a filter."""
+    _check(prefix)
     condition = compile_filter(filter_)
     names = {"store": layout.store, "alive": ALIVE, "condition": condition.sql}
     text = _COUNT.format(under=under("s.prefix") if prefix else "true", **names)
@@ -134,12 +141,20 @@ def delete_under(prefix: Namespace, layout: Layout) -> Conversation[int]:
     """
     if not prefix:
         raise InvalidNamespaceError("Namespace cannot be empty.")
+    _check(prefix)
     text, params = _delete(layout), span_of(prefix_of(prefix))
     total, rows = 0, _ROWS_PER_DELETE
     while rows == _ROWS_PER_DELETE:
         (((rows, living),),) = yield Run((Statement(text, params),), writes=True)
         total += living
     return total
+
+
+def _check(prefix: Namespace) -> None:
+    """Refuse what no namespace is, as other operations do; a text is no tuple of its letters."""
+    if isinstance(prefix, str):
+        raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {prefix!r}")
+    validate_op_namespace(SearchOp(prefix))
 
 
 def _literal_head(condition: MatchCondition) -> Namespace:
