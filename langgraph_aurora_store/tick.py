@@ -73,6 +73,15 @@ class Tick:
         # The loop keeps weak references only: a task nobody holds may vanish half-way.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        futures = [future for _, future in chain.from_iterable(groups)]
+
+        def abandoned(_: object) -> None:
+            # Else a write whose callers have left could overwrite one that came after it.
+            if all(future.cancelled() for future in futures):
+                task.cancel()
+
+        for future in futures:
+            future.add_done_callback(abandoned)
 
     async def _settle_in_turn(self, groups: Sequence[list[_Waiting]]) -> None:
         try:

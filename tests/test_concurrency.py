@@ -702,3 +702,19 @@ def test_a_sweeper_shares_a_connection_in_good_order(
         until(lambda: keys_stored(sql) == ["k"])
         assert store.stop_ttl_sweeper(LONG_S)
         assert store.get(("a",), "k").value == {"text": "99"}
+
+
+@on(*ASYNCIO)
+async def test_a_write_that_was_given_up_overwrites_none_that_came_after(
+    store: Twin, model: Model
+) -> None:
+    """Its caller has left while it was embedded; what was acknowledged since stays."""
+    left = asyncio.create_task(store.put(("n",), "k", {"text": "held"}))
+    await asyncio.wait_for(model.async_entered.wait(), LONG_S)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    await store.put(("n",), "k", {"text": "new"})
+    model.async_released.set()
+    await store.store.close()
+    assert (await store.get(("n",), "k")).value == {"text": "new"}
