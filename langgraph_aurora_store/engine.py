@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchOp, tokenize_path
 
 from langgraph_aurora_store.config import IndexSettings, TtlSettings
 from langgraph_aurora_store.embeddings import resolve
+from langgraph_aurora_store.embeddings.identity import identify
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
@@ -192,7 +194,11 @@ def _derived(settings: IndexSettings) -> PostgresIndexConfig:
 
 
 def _embedding_id(index: PostgresIndexConfig | None, embeddings: object) -> str | None:
-    """A name for the embedding model, where it has one."""
-    embed = index.get("embed") if index is not None else None
-    name = embed if isinstance(embed, str) else getattr(embeddings, "model", None)
-    return name if isinstance(name, str) else None
+    """A name for the embedding model, or for this store where nothing names the model.
+
+    Then unchanged text is skipped within the store only: another one's model may be another.
+    """
+    if index is None:
+        return None
+    embed = index.get("embed")
+    return identify(embeddings) or (embed if isinstance(embed, str) else uuid4().hex)

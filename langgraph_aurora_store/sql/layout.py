@@ -49,13 +49,14 @@ class Layout:
     schema: str | None = None
     index: IndexSettings | None = None
     ttl: TtlSettings = field(default_factory=TtlSettings)
-    embedding_id: str | None = None
+    # No statement's text depends on it, and settings of any kind are part of it.
+    embedding_id: str | None = field(default=None, compare=False, repr=False)
     iterative_scan: bool = True
     pgvector_schema: str | None = None
 
     def __post_init__(self) -> None:
         # Every statement's text is looked up by its layout.
-        values = (getattr(self, member.name) for member in fields(self))
+        values = (getattr(self, member.name) for member in fields(self) if member.compare)
         object.__setattr__(self, "_hash", hash(tuple(values)))
 
     def __hash__(self) -> int:
