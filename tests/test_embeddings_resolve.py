@@ -48,15 +48,6 @@ def test_any_langchain_embeddings_are_taken() -> None:
     assert resolve(fake).dims is None
 
 
-async def test_unknown_dimensions_are_asked_for_once() -> None:
-    """One short text tells the length, sync and async; a known length asks nothing."""
-    assert resolve(DeterministicFakeEmbedding(size=7)).asked().dims == 7
-    assert (await resolve(DeterministicFakeEmbedding(size=7)).aasked()).dims == 7
-    known = resolve("openai:text-embedding-3-small")
-    assert known.asked() is known
-    assert await known.aasked() is known
-
-
 def vectors(texts: Sequence[str]) -> list[list[float]]:
     return [[float(len(text)), 1.0] for text in texts]
 

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from conftest import Database
+from stores import DIMS, Letters, opened
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
@@ -67,6 +69,22 @@ async def test_memories_are_found_by_what_they_say_in_asyncio(
             await store.aput(("chat", "ada"), key, {"text": text})
         found = await store.asearch(("chat", "ada"), query="which cloud services", limit=2)
         assert found[0].key == "work"
+
+
+@pytest.mark.parametrize("kind", ["blocking-pool", "asyncio-pool"])
+async def test_unknown_dimensions_are_asked_for_once(kind: str, database: Database) -> None:
+    """By one short query, and the tables are made for its answer; given dimensions ask nothing."""
+    for index, asked in (({}, 1), ({"dims": DIMS}, 0)):
+        letters = Letters()
+        settings = {"index": {"embed": letters, "fields": ["text"], **index}}
+        async with opened(kind, database.cluster, database.name, **settings) as store:
+            await store.setup()
+            await store.setup()
+            await store.put(("a",), "k", {"text": "tea"})
+        assert len(letters.queries) == asked
+        assert letters.documents == [["tea"]]
+    with psycopg.connect(database.owner_dsn) as conn:
+        assert conn.execute("SELECT vector_dims(embedding) FROM store_vectors").fetchall() == [(8,)]
 
 
 def test_a_memory_that_was_cut_is_named(

@@ -28,8 +28,6 @@ __all__ = [
     "text_labels",
 ]
 
-_PROBE = "dimensions"
-
 Embed: TypeAlias = (
     str
     | Embeddings
@@ -40,22 +38,10 @@ Embed: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What embeds, and the length of its vectors; None until it has been asked once."""
+    """What embeds, and the length of its vectors; None where only a first vector tells it."""
 
     embeddings: Embeddings
     dims: int | None
-
-    def asked(self) -> Resolved:
-        """This, with ``dims`` known: where they are not, one short text is embedded; blocks."""
-        if self.dims is not None:
-            return self
-        return Resolved(self.embeddings, len(self.embeddings.embed_query(_PROBE)))
-
-    async def aasked(self) -> Resolved:
-        """`asked` without blocking the event loop."""
-        if self.dims is not None:
-            return self
-        return Resolved(self.embeddings, len(await self.embeddings.aembed_query(_PROBE)))
 
 
 def resolve(
