@@ -170,9 +170,12 @@ class Engine:
 
 
 def _as_found(layout: Layout, found: Findings) -> Layout:
-    """The layout with what the database's pgvector can do, and where it lives."""
+    """The layout with what is in the database, and what its pgvector can do."""
     return replace(
-        layout, iterative_scan=found.iterative_scan, pgvector_schema=found.pgvector_schema
+        layout,
+        iterative_scan=found.iterative_scan,
+        pgvector_schema=found.pgvector_schema,
+        has_vectors="store_vectors" in found.tables,
     )
 
 

@@ -239,6 +239,23 @@ async def test_a_key_that_is_a_number_is_its_text(store: Twin) -> None:
     assert await store.get(("a",), "1") is None
 
 
+async def test_a_store_without_an_index_leaves_no_vector_of_what_it_replaces(
+    store: Twin, aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """Another store's search by meaning does not find a value by what it said before."""
+    for key in ("updated", "deleted", "untouched"):
+        await store.put(("a",), key, {"text": "tea"})
+    kind = "asyncio-pool" if store.is_async else "blocking-pool"
+    async with opened(kind, aurora, DATABASE) as plain:
+        await plain.batch(
+            [PutOp(("a",), "updated", {"text": "coal"}), PutOp(("a",), "deleted", None)]
+        )
+        await plain.put(("a",), "new", {"text": "coal"})
+    assert keys(await store.search(("a",), query="tea")) == ["untouched"]
+    assert sql.execute("SELECT key FROM store_vectors").fetchall() == [("untouched",)]
+    assert sorted(keys(await store.search(("a",)))) == ["new", "untouched", "updated"]
+
+
 # searching
 
 

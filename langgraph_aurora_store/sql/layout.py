@@ -42,8 +42,9 @@ class Layout:
 
     ``schema`` is ``None`` for the search path's. ``embedding_id`` names the embedding model, so
     that a text is embedded again when the model changes. ``iterative_scan`` tells whether pgvector
-    is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path. What the
-    properties return is quoted and ready to stand in a statement with parameters.
+    is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path.
+    ``has_vectors`` is whether the table of vectors was there at first use. What the properties
+    return is quoted and ready to stand in a statement with parameters.
     """
 
     schema: str | None = None
@@ -53,6 +54,7 @@ class Layout:
     embedding_id: str | None = field(default=None, compare=False, repr=False)
     iterative_scan: bool = True
     pgvector_schema: str | None = None
+    has_vectors: bool = False
 
     def __post_init__(self) -> None:
         # Every statement's text is looked up by its layout.

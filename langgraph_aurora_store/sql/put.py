@@ -159,7 +159,9 @@ def statements(
     steps = [Statement(sql.upsert, _rows(writes.puts if doomed else puts))] if puts else []
     if doomed:
         steps.append(Statement(sql.delete, _addresses(doomed)))
-    if puts and layout.index is not None:
+    # Without an index a value has no texts, and so it keeps none of the vectors that a store with
+    # one has made of the key's former value.
+    if puts and (layout.index is not None or layout.has_vectors):
         texts, fresh = writes.texts, set(new)
         kept = [text for text in texts if text not in fresh]
         if kept:
