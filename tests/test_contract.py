@@ -289,6 +289,29 @@ async def test_a_page_below_zero_is_refused(store: Twin, page: dict[str, int]) -
         await store.search(("a",), **page)
 
 
+@pytest.mark.parametrize("most", [2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30])
+async def test_a_page_larger_than_there_can_be_holds_everything(store: Twin, most: int) -> None:
+    """As in memory, also beyond what the server can count: ``sys.maxsize`` is a way to say all."""
+    await store.batch([PutOp(("a", str(i)), f"k{i}", {"text": "tea"}) for i in range(3)])
+    for query in (None, "tea"):
+        for filter_ in (None, {"text": "tea"}):
+            asked = {"query": query, "filter": filter_}
+            every = await store.search(("a",), limit=most, **asked)
+            assert sorted(keys(every)) == ["k0", "k1", "k2"]
+            found = await store.search(("a",), limit=most, offset=1, **asked)
+            assert keys(found) == keys(every)[1:]
+            assert await store.search(("a",), limit=most, offset=most, **asked) == []
+    assert len(await store.list_namespaces(limit=most, max_depth=most)) == 3
+    assert await store.list_namespaces(limit=most, offset=most) == []
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5, "1", True])
+async def test_a_depth_that_counts_no_labels_is_refused(store: Twin, depth: object) -> None:
+    """Instead of listing something else."""
+    with pytest.raises(ConfigurationError, match="max_depth"):
+        await store.list_namespaces(max_depth=depth)
+
+
 async def test_a_prefix_means_whole_labels_and_no_wildcards(store: Twin) -> None:
     """Neither part of a label, nor case, nor ``_``, ``%`` or ``\\`` reaches a neighbour."""
     await store.batch([PutOp((label, "x"), label, {"text": "t"}) for label in LOOKALIKES])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from langgraph.store.base import InvalidNamespaceError
+from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, SearchOp
 
 from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.sql.values import at, is_storable
 
 Namespace: TypeAlias = tuple[str, ...]
+Paged = TypeVar("Paged", SearchOp, ListNamespacesOp)
+
+MOST = 2**31 - 1
+"""More than any table has rows or any namespace has labels, and sums of it are still an int8."""
 
 ALIVE = "(s.expires_at IS NULL OR s.expires_at > now())"
 """Expired items count for nothing from that moment on, swept or not."""
@@ -87,6 +91,16 @@ def check_page(limit: object, offset: object) -> None:
     for name, value in (("limit", limit), ("offset", offset)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigurationError(f"{name} must be a whole number from 0, not {value!r}")
+
+
+def paged(op: Paged) -> Paged:
+    """An operation with a page that the server can count: more than there is means all of it.
+
+    Raises:
+        ConfigurationError: for a page that no list has.
+    """
+    check_page(op.limit, op.offset)
+    return op._replace(limit=min(op.limit, MOST), offset=min(op.offset, MOST))
 
 
 def under(column: str) -> str:

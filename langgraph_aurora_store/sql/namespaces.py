@@ -17,13 +17,12 @@ from langgraph.store.base import (
 
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.filters import compile_filter
-from langgraph_aurora_store.sql.items import ALIVE, Namespace, check_page, prefix_of, span_of, under
+from langgraph_aurora_store.sql.items import ALIVE, MOST, Namespace, paged, prefix_of, span_of, under
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
 
 # Beyond this many namespaces, reading every row once is cheaper than one index probe for each.
 _MOST_PROBES = 20_000
-_NO_DEPTH = 2**31 - 1
 _ROWS_PER_DELETE = 10_000
 
 # From each namespace found the walk jumps to the next, by the text_pattern_ops index on prefix:
@@ -93,9 +92,7 @@ def plan(op: ListNamespacesOp, layout: Layout) -> Statement:
     Raises:
         ConfigurationError: for a negative limit or offset, a depth below 1 or an unknown match.
     """
-    check_page(op.limit, op.offset)
-    if op.max_depth is not None and op.max_depth < 1:
-        raise ConfigurationError(f"max_depth counts labels from 1, not {op.max_depth}")
+    op, depth = paged(op), _depth(op.max_depth)
     conditions = [condition for condition in op.match_conditions or () if condition.path]
     head = max((_literal_head(condition) for condition in conditions), key=len, default=())
     prefix = prefix_of(head)
@@ -104,7 +101,7 @@ def plan(op: ListNamespacesOp, layout: Layout) -> Statement:
         "patterns": [
             _pattern(c) for c in conditions if (c.match_type, tuple(c.path)) != ("prefix", head)
         ],
-        "depth": op.max_depth or _NO_DEPTH,
+        "depth": depth,
         "most": _MOST_PROBES,
         "limit": op.limit,
         "offset": op.offset,
@@ -155,6 +152,14 @@ def _check(prefix: Namespace) -> None:
     if isinstance(prefix, str):
         raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {prefix!r}")
     validate_op_namespace(SearchOp(prefix))
+
+
+def _depth(depth: object) -> int:
+    if depth is None:
+        return MOST
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ConfigurationError(f"max_depth counts labels from 1, not {depth!r}")
+    return min(depth, MOST)
 
 
 def _literal_head(condition: MatchCondition) -> Namespace:

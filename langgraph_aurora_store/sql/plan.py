@@ -24,6 +24,7 @@ from langgraph.store.base import (
 
 from langgraph_aurora_store.sql import get, namespaces, put, search
 from langgraph_aurora_store.sql.get import Address, Get
+from langgraph_aurora_store.sql.items import paged
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.nearest import nearest
 from langgraph_aurora_store.sql.put import Writes
@@ -80,7 +81,7 @@ def _sorted_out(ops: Iterable[Op], layout: Layout) -> Batch:
         if isinstance(op, GetOp):
             gets.append(get.plan(place, op))
         elif isinstance(op, SearchOp):
-            searches.append(search.plan(place, op, layout))
+            searches.append(search.plan(place, paged(op), layout))
         elif isinstance(op, ListNamespacesOp):
             listings.append((place, namespaces.plan(op, layout)))
         elif isinstance(op, PutOp):
