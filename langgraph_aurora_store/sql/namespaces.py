@@ -17,7 +17,15 @@ from langgraph.store.base import (
 
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.filters import compile_filter
-from langgraph_aurora_store.sql.items import ALIVE, MOST, Namespace, paged, prefix_of, span_of, under
+from langgraph_aurora_store.sql.items import (
+    ALIVE,
+    MOST,
+    Namespace,
+    paged,
+    prefix_of,
+    span_of,
+    under,
+)
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
 
