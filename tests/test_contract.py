@@ -1,5 +1,6 @@
 """What users rely on, written once and held by every store: both twins, each way to connect."""
 
+import collections
 import datetime
 import decimal
 import math
@@ -208,6 +209,29 @@ async def test_a_value_that_is_not_json_is_refused_and_nothing_is_written(
         )
     assert isinstance(caught.value, ValueError)
     assert keys(await store.search(())) == ["kept"]
+
+
+async def test_any_mapping_is_stored_and_embedded_as_the_object_it_holds(store: Twin) -> None:
+    """Also one within another, and a tuple as an array."""
+    value = collections.UserDict(text=collections.UserDict(about=("tea",)))
+    await store.put(("a",), "k", value)
+    (item,) = await store.search(("a",), query="tea")
+    assert item.value == {"text": {"about": ["tea"]}}
+
+
+async def test_a_value_may_be_nested_500_levels_deep(store: Twin) -> None:
+    """Beyond that it is refused with its name, and so is one that holds itself."""
+    value: dict[str, object] = {}
+    for _ in range(499):
+        value = {"text": value}
+    await store.put(("a",), "k", value)
+    assert (await store.get(("a",), "k")).value == value
+    assert (await store.search(("a",), query="text"))[0].value == value
+    itself: dict[str, object] = {}
+    itself["itself"] = itself
+    for refused in ({"text": value}, itself):
+        with pytest.raises(InvalidItemError, match=r"'k' in \('a',\): nested more than 500 levels"):
+            await store.put(("a",), "k", refused)
 
 
 @pytest.mark.parametrize("namespace", [(), ("a.b",), ("a", ""), ("langgraph", "x"), ("a", 1)])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import random
+import sys
 import threading
+from collections import UserDict
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
@@ -38,6 +43,10 @@ from langgraph_aurora_store.sql.plan import converse
 from langgraph_aurora_store.sql.steps import Embed, Rows, Run, Vectors
 
 SECRET = "do not show this"
+
+
+class Word(StrEnum):
+    MILK = "milk"
 
 
 class Model(BaseModel):
@@ -93,7 +102,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"a": b"x"}, "a"),
         ({"a": Model()}, "a"),
         ({"a": {1: 2}}, "a"),
-        ({"a": MappingProxyType({})}, "a"),
+        ({"a": MappingProxyType({"b": [()], "c": ({"d": b""},)})}, "a.c[0].d"),
         ({"a": object()}, "a"),
         (cyclic(), ""),
         (deep(100_000), ""),
@@ -188,12 +197,49 @@ def test_a_value_comes_back_as_it_was_put(engine: Engine, value: dict[str, Any])
     assert item.value == before == value
 
 
-def test_a_mapping_and_tuples_are_stored_as_json(engine: Engine) -> None:
-    """The value may be any mapping, and a tuple in it is an array."""
-    engine.put("k", MappingProxyType({"a": (1, (2,))}))  # type: ignore[arg-type]
+def test_a_value_may_be_nested_500_levels_deep(engine: Engine) -> None:
+    """It is stored, embedded, read and found as any other; one level more is refused."""
+    value = {"text": [deep(497)]}
+    assert str(value).count("{") + 1 == 500
+    engine.put("k", value, index=["$"])
     item = engine.get("k")
     assert item is not None
-    assert item.value == {"a": [1, [2]]}
+    assert item.value == value == engine.search("n", query="a")[0].value
+    with pytest.raises(InvalidItemError, match=r"'k' in \('n',\): nested more than 500 levels"):
+        engine.put("k", {"more": value})
+
+
+def test_a_stack_that_is_full_is_no_recursion_error(engine: Engine) -> None:
+    """However few frames there are left: the item is written, or refused with its name."""
+    room = sys.getrecursionlimit() - len(inspect.stack(0))
+
+    def plan_at(frames: int) -> bool:
+        if frames:
+            return plan_at(frames - 1)
+        with suppress(InvalidItemError):
+            next(converse([PutOp(("n",), "the key", deep(400), index=["$"])], engine.layout))
+            return True
+        return False
+
+    written = {plan_at(frames) for frames in range(room - 500, room - 60, 10)}
+    assert True in written
+
+
+def test_mappings_and_tuples_are_stored_and_embedded_as_json(engine: Engine) -> None:
+    """At every level: what is embedded is what a get returns, whatever class it was put as."""
+    as_put: Any = UserDict(o=MappingProxyType({"p": ("tea", Word.MILK)}), w=Word.MILK)
+    as_json = {"o": {"p": ["tea", "milk"]}, "w": "milk"}
+    paths = ["o.p[*]", "o", "w", "$"]
+    engine.put("k", as_put, index=paths)
+    embedded = engine.embedded
+    item = engine.get("k")
+    assert item is not None
+    assert item.value == as_json
+    assert "milk" in embedded
+    engine.put("k", as_json, index=paths)
+    assert not engine.embedded
+    assert len(vectors_of(engine)) == 5
+    assert len(embedded) == 4
 
 
 def test_the_last_operation_on_a_key_counts(engine: Engine) -> None:

@@ -180,9 +180,14 @@ def _put(op: PutOp, layout: Layout) -> Put:
     key = checked_key(namespace, op.key)
     if op.value is None:
         return Put(prefix, key, None, None, ())
-    document = to_json(op.value, namespace, key)
     checked_index(op.index, namespace, key)
-    texts = texts_of(namespace, key, op.value, op.index, layout)
+    try:
+        document = to_json(op.value, namespace, key)
+        texts = texts_of(namespace, key, document, op.index, layout)
+    except RecursionError as exc:
+        raise InvalidItemError(
+            f"{at(namespace, key)}: the value is nested too deeply for the stack that is left"
+        ) from exc
     return Put(prefix, key, document, _ttl(op), texts)
 
 

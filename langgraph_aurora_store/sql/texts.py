@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -56,13 +57,14 @@ def checked_index(index: object, namespace: tuple[str, ...], key: str) -> None:
 def texts_of(
     namespace: tuple[str, ...],
     key: str,
-    value: Mapping[str, Any],
+    document: str,
     index: Sequence[str] | Literal[False] | None,
     layout: Layout,
 ) -> tuple[Text, ...]:
-    """The texts of a value, one for each field name; there is nothing to find in a blank one."""
+    """The texts of a value as it is stored, one for each field name, and none that is blank."""
     if layout.index is None or index is False:
         return ()
+    value = json.loads(document)
     paths = layout.index.fields if index is None else index
     origin = f"{layout.embedding_id or ''}\0{layout.index.dims}\0"
     named = dict(pair for path in paths for pair in _named(path, value))

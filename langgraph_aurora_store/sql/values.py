@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 from langgraph_aurora_store.errors import InvalidItemError
 
@@ -13,12 +14,19 @@ from langgraph_aurora_store.errors import InvalidItemError
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
+# PostgreSQL takes more than 10,000. Python 3.11 reads 1,000, less the frames of whoever reads: what
+# was written at the top of a program has to be readable from within an agent.
+MOST_LEVELS = 500
+
+Container: TypeAlias = Mapping[str, Any] | list[Any] | tuple[Any, ...]
+
+
 def to_json(value: object, namespace: tuple[str, ...], key: str) -> str:
     """Serialise what ``put`` was given.
 
-    Integers of any size, tuples (as arrays) and subclasses of JSON's types are accepted. A float
-    from 1e16 on comes back as an integer of the digits that Python writes for it: jsonb keeps
-    numbers in decimal and writes no exponents.
+    Mappings of any kind (as objects), tuples (as arrays), integers of any size and subclasses of
+    JSON's types are accepted, at every level. A float from 1e16 on comes back as an integer of
+    the digits that Python writes for it: jsonb keeps numbers in decimal and writes no exponents.
 
     Raises:
         InvalidItemError: for anything else, naming namespace, key and field.
@@ -27,18 +35,12 @@ def to_json(value: object, namespace: tuple[str, ...], key: str) -> str:
         raise InvalidItemError(
             f"{at(namespace, key)}: the value must be a mapping, not {type(value).__name__}"
         )
-    document = dict(value)
+    if fault := _fault(value):
+        field, reason = fault
+        raise InvalidItemError(f"{at(namespace, key, field)}: {reason}")
     try:
-        for path, reason in _faults(document, ""):
-            raise InvalidItemError(f"{at(namespace, key)}, field {path!r}: {reason}")
-        return json.dumps(document, ensure_ascii=False, allow_nan=False)
-    except RecursionError as exc:
-        raise InvalidItemError(
-            f"{at(namespace, key)}: the value is nested too deeply, or holds itself"
-        ) from exc
-    except ValueError as exc:
-        if isinstance(exc, InvalidItemError):
-            raise
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=dict)
+    except ValueError:
         # Python writes no integer of more digits than sys.get_int_max_str_digits().
         raise InvalidItemError(f"{at(namespace, key)}: an integer has too many digits") from None
 
@@ -54,27 +56,48 @@ def is_storable(text: str) -> bool:
     return _UNSTORABLE.search(text) is None
 
 
-def _faults(value: object, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        yield from _faults_of_members(value, path)
-    elif isinstance(value, (list, tuple)):
-        for position, inner in enumerate(value):
-            yield from _faults(inner, f"{path}[{position}]")
-    elif isinstance(value, str):
+def _fault(document: object) -> tuple[str | None, str] | None:
+    """The field and the reason of what makes a document no JSON, looking as deep as it may go."""
+    opened = [iter([("", document)])]
+    while opened:
+        for path, value in opened[-1]:
+            if reason := _reason(value):
+                return path or "$", reason
+            if isinstance(value, (Mapping, list, tuple)):
+                if len(opened) > MOST_LEVELS:
+                    return None, f"nested more than {MOST_LEVELS} levels deep, or holding itself"
+                opened.append(_members(value, path))
+                break
+        else:
+            opened.pop()
+    return None
+
+
+def _members(value: Container, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        return ((f"{path}.{name}" if path else name, inner) for name, inner in value.items())
+    return ((f"{path}[{position}]", inner) for position, inner in enumerate(value))
+
+
+def _reason(value: object) -> str | None:
+    """Why a value by itself, whatever it holds, cannot be stored."""
+    if isinstance(value, Mapping):
+        return _reason_of_names(value)
+    if isinstance(value, str):
         if not is_storable(value):
-            yield path, "text with a NUL character or a lone surrogate cannot be stored"
+            return "text with a NUL character or a lone surrogate cannot be stored"
     elif isinstance(value, float):
         if not math.isfinite(value):
-            yield path, "JSON has no NaN and no infinity"
-    elif value is not None and not isinstance(value, int):
-        yield path, f"{type(value).__name__} is not a JSON type"
+            return "JSON has no NaN and no infinity"
+    elif value is not None and not isinstance(value, (int, list, tuple)):
+        return f"{type(value).__name__} is not a JSON type"
+    return None
 
 
-def _faults_of_members(value: dict[object, object], path: str) -> Iterator[tuple[str, str]]:
-    for name, inner in value.items():
+def _reason_of_names(names: Iterable[object]) -> str | None:
+    for name in names:
         if not isinstance(name, str):
-            yield path or "$", f"keys must be text, not {type(name).__name__}"
-        elif not is_storable(name):
-            yield path or "$", "a key holds a NUL character or a lone surrogate"
-        else:
-            yield from _faults(inner, f"{path}.{name}" if path else name)
+            return f"keys must be text, not {type(name).__name__}"
+        if not is_storable(name):
+            return "a key holds a NUL character or a lone surrogate"
+    return None
