@@ -109,13 +109,16 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     # life cycle
 
-    async def open(self) -> None:
+    async def open(self, *, timeout_s: float | None = None) -> None:
         """Connect now, so that what is wrong shows now.
+
+        Args:
+            timeout_s: seconds to wait for a connection of the pool; by default its own.
 
         Raises:
             ConnectError: the connection was refused; a leaf says why.
         """
-        async with self.connection():
+        async with self.connection(timeout_s=timeout_s):
             pass
 
     async def close(self) -> None:
@@ -146,16 +149,18 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         await self.close()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[AsyncConn]:
-        """A connection of the store's, for SQL of your own; nobody else uses it in the block."""
+    async def connection(self, *, timeout_s: float | None = None) -> AsyncIterator[AsyncConn]:
+        """A connection of the store's, for SQL of your own; nobody else uses it in the block.
+
+        One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
+        """
         self._loop = asyncio.get_running_loop()  # where `batch` sends what threads ask for
-        conn = await self.conn.get() if isinstance(self.conn, AsyncOwnPool) else self.conn
-        if isinstance(conn, AsyncConnectionPool):
-            async with conn.connection() as pooled:
+        if isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)):
+            async with self.conn.connection(timeout_s) as pooled:
                 yield pooled
         else:
             async with self.lock:
-                yield conn
+                yield self.conn
 
     # operations
 

@@ -23,7 +23,9 @@ AuroraStoreError
 │   ├── CertificateError                 the server's certificate could not be verified
 │   ├── HostNotFoundError                the endpoint's name does not resolve
 │   ├── ConnectTimeoutError              nothing answered in time
-│   └── PoolTimeoutError (psycopg_pool.PoolTimeout)  no connection in the whole waiting time
+│   ├── PoolTimeoutError (psycopg_pool.PoolTimeout)  no connection in the whole waiting time
+│   ├── PoolFullError (psycopg_pool.TooManyRequests)  too many callers wait already
+│   └── PoolClosedError (psycopg_pool.PoolClosed)    the pool was closed, the store was not
 ├── WrongLoopError (asyncio.InvalidStateError)   blocking code on an asyncio store's event loop
 └── EmbeddingError                       the embedding service or model failed
     ├── EmbeddingAccessError             a permission, a key or a model's activation is missing
@@ -120,6 +122,14 @@ class ConnectTimeoutError(ConnectError):
 
 class PoolTimeoutError(ConnectError, psycopg_pool.PoolTimeout):
     """No connection became free, or could be made, within the whole waiting time."""
+
+
+class PoolFullError(ConnectError, psycopg_pool.TooManyRequests):
+    """As many callers wait for a connection as the pool's settings allow."""
+
+
+class PoolClosedError(ConnectError, psycopg_pool.PoolClosed):
+    """The pool was closed before its caller had a connection; the store opens a new one."""
 
 
 class WrongLoopError(AuroraStoreError, asyncio.InvalidStateError):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
+from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
 from langgraph_aurora_store.connect.connector import Connector
 from langgraph_aurora_store.connect.pool import (
     AsyncAuroraPool,
@@ -15,6 +19,7 @@ from langgraph_aurora_store.connect.pool import (
     make_pool,
 )
 from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store.errors import PoolClosedError
 
 
 class OwnPool:
@@ -35,6 +40,24 @@ class OwnPool:
                 self._pool.open()
                 self._made_by = os.getpid()
             return self._pool
+
+    @contextmanager
+    def connection(self, timeout_s: float | None = None) -> Iterator[AuroraConnection]:
+        """A connection; of the next pool, where this one is closed before its caller has one.
+
+        Waited for as long as the settings say, or for ``timeout_s`` seconds.
+        """
+        deadline = time.monotonic() + (self._settings.timeout_s if timeout_s is None else timeout_s)
+        with ExitStack() as stack:
+            while True:
+                try:
+                    pooled = self.get().connection(deadline - time.monotonic())
+                    connection = stack.enter_context(pooled)
+                    break
+                except PoolClosedError:
+                    if time.monotonic() >= deadline:
+                        raise
+            yield connection
 
     def close(self) -> None:
         """Close the pool, if there is one and it is this process's."""
@@ -61,8 +84,25 @@ class AsyncOwnPool:
         if pool is None:
             self._abandon_closed()
             pool = self._pools[loop] = make_async_pool(self._connector, self._settings)
-        await pool.open()
+            await pool.open()
         return pool
+
+    @asynccontextmanager
+    async def connection(
+        self, timeout_s: float | None = None
+    ) -> AsyncIterator[AsyncAuroraConnection]:
+        """As in the blocking twin."""
+        deadline = time.monotonic() + (self._settings.timeout_s if timeout_s is None else timeout_s)
+        async with AsyncExitStack() as stack:
+            while True:
+                try:
+                    pooled = (await self.get()).connection(deadline - time.monotonic())
+                    connection = await stack.enter_async_context(pooled)
+                    break
+                except PoolClosedError:
+                    if time.monotonic() >= deadline:
+                        raise
+            yield connection
 
     async def close(self) -> None:
         """Close the running loop's pool, if there is one."""

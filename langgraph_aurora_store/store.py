@@ -98,13 +98,16 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     # life cycle
 
-    def open(self) -> None:
-        """Connect now, so that what is wrong shows now. Blocking.
+    def open(self, *, timeout_s: float | None = None) -> None:
+        """Connect now, so that what is wrong shows now. Blocking, for ``timeout_s`` at most.
+
+        Args:
+            timeout_s: seconds to wait for a connection of the pool; by default its own.
 
         Raises:
             ConnectError: the connection was refused; a leaf says why.
         """
-        with self.connection():
+        with self.connection(timeout_s=timeout_s):
             pass
 
     def close(self) -> None:
@@ -131,15 +134,17 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         self.close()
 
     @contextmanager
-    def connection(self) -> Iterator[Conn]:
-        """A connection of the store's, for SQL of your own; nobody else uses it in the block."""
-        conn = self.conn
-        if isinstance(conn, ConnectionPool):
-            with conn.connection() as pooled:
+    def connection(self, *, timeout_s: float | None = None) -> Iterator[Conn]:
+        """A connection of the store's, for SQL of your own; nobody else uses it in the block.
+
+        One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
+        """
+        if isinstance(self._conn, (OwnPool, ConnectionPool)):
+            with self._conn.connection(timeout_s) as pooled:
                 yield pooled
         else:
             with self.lock:
-                yield conn
+                yield self._conn
 
     # operations
 

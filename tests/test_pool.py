@@ -347,6 +347,16 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             "_add_connection",
             "(self, attempt: 'AttemptWithBackoff | None', growing: 'bool' = False) -> 'None'",
         ),
+        (
+            "ConnectionPool",
+            "_get_ready_connection",
+            "(self, timeout: 'float | None') -> 'CT | None'",
+        ),
+        (
+            "AsyncConnectionPool",
+            "_get_ready_connection",
+            "(self, timeout: 'float | None') -> 'ACT | None'",
+        ),
     ],
 )
 def test_private_hooks_of_psycopg_pool_are_as_we_override_them(

@@ -9,14 +9,23 @@ import time
 import weakref
 from collections.abc import Callable
 
+import psycopg_pool
+
 from langgraph_aurora_store.connect.connection import AnyConnection
 from langgraph_aurora_store.connect.refusal import is_silence, is_transient
-from langgraph_aurora_store.errors import PoolTimeoutError
+from langgraph_aurora_store.errors import (
+    ConnectError,
+    PoolClosedError,
+    PoolFullError,
+    PoolTimeoutError,
+)
 
 logger = logging.getLogger(__name__)
 
 _FIRST_REST_S = 0.05
 _LONGEST_REST_S = 0.5
+# How psycopg_pool ends a wait without a connection.
+TURNED_AWAY = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests)
 
 
 class Health:
@@ -35,7 +44,7 @@ class Health:
         clock: Callable[[], float] = time.monotonic,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._name = name
+        self.name = name
         self._check_after_idle_s = check_after_idle_s
         self._wall_clock = wall_clock
         self._clock = clock
@@ -77,7 +86,7 @@ class Health:
             self._failures = 0
             self._rest_until = 0.0
         if was_troubled:
-            logger.info("pool %r connects again", self._name)
+            logger.info("pool %r connects again", self.name)
 
     def failed(self, trouble: Exception, *, begun_at: float) -> None:
         """An attempt failed that began at this time of the monotonic clock; warns of news."""
@@ -90,7 +99,7 @@ class Health:
                 longest = min(_FIRST_REST_S * 2 ** min(self._failures, 10), _LONGEST_REST_S)
                 self._rest_until = self._clock() + self._spread(longest / 2, longest)
         level = logging.WARNING if is_news else logging.DEBUG
-        logger.log(level, "pool %r: %s", self._name, trouble)
+        logger.log(level, "pool %r: %s", self.name, trouble)
 
     def rest_s(self) -> float:
         """How long to leave the server alone; 0 when it is well or a connection is open."""
@@ -137,8 +146,26 @@ class Patience:
         """How long to rest now, within the caller's time."""
         return max(min(health.rest_s(), self.left_s()), 0.0)
 
-    def timed_out(self, trouble: Exception | None, *, size: int, max_size: int) -> PoolTimeoutError:
-        """The error for a wait that is over: the last trouble, or too few connections."""
+    def ended_by(
+        self, error: Exception, health: Health, *, size: int, max_size: int, max_waiting: int
+    ) -> ConnectError:
+        """The error for a wait that psycopg_pool has ended with one of `TURNED_AWAY`."""
+        if isinstance(error, psycopg_pool.PoolClosed):
+            return PoolClosedError(
+                f"the pool of {health.name!r} is closed; ask the store for a connection, which"
+                " opens a new pool"
+            )
+        if isinstance(error, psycopg_pool.TooManyRequests):
+            return PoolFullError(
+                f"{max_waiting} callers wait already for the {max_size} connections to"
+                f" {health.name!r}; ask again later, or raise max_waiting={max_waiting} or"
+                f" max_size={max_size} in PoolSettings"
+            )
+        return self._timed_out(health.trouble, size=size, max_size=max_size)
+
+    def _timed_out(
+        self, trouble: Exception | None, *, size: int, max_size: int
+    ) -> PoolTimeoutError:
         why = (
             f"the last attempt to make one: {trouble}"
             if trouble

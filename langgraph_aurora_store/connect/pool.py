@@ -27,7 +27,8 @@ from langgraph_aurora_store.connect.connection import (
     has_heard,
 )
 from langgraph_aurora_store.connect.connector import Connector
-from langgraph_aurora_store.connect.patience import Health, Patience
+from langgraph_aurora_store.connect.news import PoolName
+from langgraph_aurora_store.connect.patience import TURNED_AWAY, Health, Patience
 from langgraph_aurora_store.connect.refusal import again
 from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.errors import AuthenticationError
@@ -42,17 +43,10 @@ __all__ = [
     "make_pool",
 ]
 
-
 logger = logging.getLogger(__name__)
 
 # How long callers wait for another connection of the pool after one more was refused.
 _GRACE_S = 0.5
-
-
-class _PoolName(str):
-    """A pool's name, by which its lines in the log of psycopg_pool are told from others'."""
-
-    __slots__ = ()
 
 
 class _OnlyAttempt(AttemptWithBackoff):
@@ -107,8 +101,8 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
                 if patience.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
-            except psycopg_pool.PoolTimeout:
-                raise patience.timed_out(self._health.trouble, **_sizes(self)) from None
+            except TURNED_AWAY as error:
+                raise patience.ended_by(error, self._health, **_limits(self)) from None
             if not self._health.may_pass(refusal):
                 raise refusal
 
@@ -172,6 +166,14 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
         super()._add_connection(_OnlyAttempt(), growing)
 
+    # psycopg_pool 3.3 looks whether it is closed before it has its lock only: whoever came in
+    # between would wait where nobody is served any more.
+    @override
+    def _get_ready_connection(self, timeout: float | None) -> AuroraConnection | None:
+        if self.closed:
+            raise psycopg_pool.PoolClosed(self.name)
+        return super()._get_ready_connection(timeout)
+
     # As `ConnectionPool.close` of psycopg_pool 3.3 does: nothing public fails a waiting caller.
     def _tell_waiting(self) -> None:
         trouble = self._health.trouble
@@ -230,8 +232,8 @@ class AsyncAuroraPool(CancellablePool):
                 if patience.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
-            except psycopg_pool.PoolTimeout:
-                raise patience.timed_out(self._health.trouble, **_sizes(self)) from None
+            except TURNED_AWAY as error:
+                raise patience.ended_by(error, self._health, **_limits(self)) from None
             if not self._health.may_pass(refusal):
                 raise refusal
 
@@ -296,6 +298,13 @@ class AsyncAuroraPool(CancellablePool):
         await super()._add_connection(_OnlyAttempt(), growing)
 
     # As in the blocking twin.
+    @override
+    async def _get_ready_connection(self, timeout: float | None) -> AsyncAuroraConnection | None:
+        if self.closed:
+            raise psycopg_pool.PoolClosed(self.name)
+        return await super()._get_ready_connection(timeout)
+
+    # As in the blocking twin.
     async def _tell_waiting(self) -> None:
         trouble = self._health.trouble
         if trouble is None:
@@ -326,9 +335,8 @@ def make_async_pool(connector: Connector, settings: PoolSettings) -> AsyncAurora
 
 
 def _arguments(connector: Connector, settings: PoolSettings) -> dict[str, Any]:
-    logging.getLogger("psycopg.pool").addFilter(_is_news)  # adding it again does nothing
     return {
-        "name": _PoolName(connector.name),
+        "name": PoolName.noted(connector.name),
         "min_size": settings.min_size,
         "max_size": settings.max_size,
         "timeout": settings.timeout_s,
@@ -339,11 +347,9 @@ def _arguments(connector: Connector, settings: PoolSettings) -> dict[str, Any]:
     }
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    # `Health` warns of each trouble once; psycopg_pool would repeat it with every attempt.
-    is_ours = isinstance(record.args, tuple) and any(isinstance(a, _PoolName) for a in record.args)
-    return not (is_ours and record.msg.startswith(("error connecting", "reconnection attempt")))
-
-
-def _sizes(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
-    return {"size": pool.get_stats()["pool_size"], "max_size": pool.max_size}
+def _limits(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
+    return {
+        "size": pool.get_stats()["pool_size"],
+        "max_size": pool.max_size,
+        "max_waiting": pool.max_waiting,
+    }

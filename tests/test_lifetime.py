@@ -1,0 +1,178 @@
+"""Stores that are closed, forked and shared while others use them, through the public API."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import pytest
+from conftest import Database
+from stores import CLUSTER_KINDS, opened
+
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store.errors import PoolFullError, PoolTimeoutError
+from tests.pools import AT_ONCE_S, raised_by
+
+SMALL = PoolSettings(min_size=0, max_size=1, timeout_s=20)
+
+
+def arguments(database: Database, **changes: Any) -> dict[str, Any]:
+    cluster = database.cluster
+    return {
+        "cluster": cluster.identifier,
+        "user": cluster.user,
+        "database": database.name,
+        "session": cluster.session,
+        "sslrootcert": cluster.sslrootcert,
+        "pool": SMALL,
+        **changes,
+    }
+
+
+def ask(store: AuroraStore) -> str:
+    with store.connection() as conn:
+        return conn.execute("SELECT current_user::text").fetchone()[0]
+
+
+async def aask(store: AsyncAuroraStore) -> str:
+    async with store.connection() as conn:
+        return (await (await conn.execute("SELECT current_user::text")).fetchone())[0]
+
+
+# closed under its callers
+
+
+def test_closing_fails_no_caller(database: Database) -> None:
+    """Whoever asks while another thread closes gets a connection of the next pool."""
+    store = AuroraStore.from_cluster(**arguments(database))
+    ended = threading.Event()
+
+    def go_on_asking() -> None:
+        while not ended.is_set():
+            assert ask(store) == database.cluster.user
+
+    with ThreadPoolExecutor(6) as threads:
+        asking = [threads.submit(go_on_asking) for _ in range(6)]
+        for _ in range(15):
+            ask(store)
+            store.close()
+        ended.set()
+        for each in asking:
+            each.result()
+    store.close()
+
+
+async def test_closing_fails_no_task(database: Database) -> None:
+    """As in the blocking twin."""
+    store = AsyncAuroraStore.from_cluster(**arguments(database))
+    ended = asyncio.Event()
+
+    async def go_on_asking() -> None:
+        while not ended.is_set():
+            assert await aask(store) == database.cluster.user
+
+    asking = [asyncio.create_task(go_on_asking()) for _ in range(6)]
+    for _ in range(15):
+        await aask(store)
+        await store.close()
+    ended.set()
+    await asyncio.gather(*asking)
+    await store.close()
+
+
+async def test_a_caller_that_comes_as_the_pool_closes_is_not_left_waiting(
+    database: Database,
+) -> None:
+    """psycopg_pool would queue it where nobody serves it any more, for the whole timeout."""
+    store = AsyncAuroraStore.from_cluster(**arguments(database))
+    pool = await store.conn.get()
+    async with pool._lock:
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        late = asyncio.create_task(pool.getconn())
+        await asyncio.sleep(0)
+    await closing
+    with pytest.raises(psycopg_pool.PoolClosed, match="is closed"):
+        await asyncio.wait_for(late, AT_ONCE_S)
+
+
+@pytest.mark.parametrize("kind", CLUSTER_KINDS)
+async def test_closed_pool_is_an_error_of_ours(database: Database, kind: str) -> None:
+    """Told to who still holds on to the pool of a store that was closed."""
+    async with opened(kind, database.cluster, database.name, pool=SMALL) as twin:
+        pool = await twin.store.conn.get() if twin.is_async else twin.store.conn
+        await twin.close()
+        with pytest.raises(psycopg_pool.PoolClosed) as caught:
+            await pool.getconn() if twin.is_async else pool.getconn()
+    assert type(caught.value).__name__ == "PoolClosedError"
+    assert repr(database.cluster.identifier) in str(caught.value)
+
+
+# waiting
+
+
+def crowd(database: Database) -> dict[str, Any]:
+    settings = PoolSettings(min_size=0, max_size=1, max_waiting=1, timeout_s=20)
+    return arguments(database, pool=settings)
+
+
+def test_a_full_queue_is_named(database: Database) -> None:
+    """One caller too many hears how many wait, and what to turn."""
+    store = AuroraStore.from_cluster(**crowd(database))
+    with store, ThreadPoolExecutor(1) as threads:
+        with store.connection():
+            waiting = threads.submit(ask, store)
+            until(lambda: store.conn.get_stats()["requests_waiting"] == 1)
+            error, _ = raised_by(lambda: ask(store))
+        assert waiting.result() == database.cluster.user
+    assert_full(error)
+
+
+async def test_a_full_queue_is_named_to_a_task(database: Database) -> None:
+    """As in the blocking twin."""
+    async with AsyncAuroraStore.from_cluster(**crowd(database)) as store:
+        async with store.connection():
+            waiting = asyncio.create_task(aask(store))
+            await asyncio.sleep(0.05)
+            with pytest.raises(PoolFullError) as caught:
+                await aask(store)
+        assert await waiting == database.cluster.user
+    assert_full(caught.value)
+
+
+def assert_full(error: BaseException) -> None:
+    assert isinstance(error, PoolFullError)
+    assert isinstance(error, psycopg_pool.TooManyRequests)
+    assert isinstance(error, psycopg.OperationalError)
+    for word in ("max_waiting=1", "max_size=1"):
+        assert word in str(error)
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    while not is_so():
+        pause.wait(0.005)
+
+
+def test_open_waits_as_long_as_it_is_told(database: Database) -> None:
+    """And not as long as the pool would."""
+    store = AuroraStore.from_cluster(**arguments(database))
+    with store.connection():
+        error, after_s = raised_by(lambda: store.open(timeout_s=0.2))
+    assert isinstance(error, PoolTimeoutError)
+    assert "0.20 s" in str(error)
+    assert after_s < AT_ONCE_S
+    store.close()
+
+
+async def test_open_waits_as_long_as_it_is_told_in_a_task(database: Database) -> None:
+    """As in the blocking twin."""
+    store = AsyncAuroraStore.from_cluster(**arguments(database))
+    async with store.connection():
+        with pytest.raises(PoolTimeoutError, match=r"0\.20 s"):
+            await asyncio.wait_for(store.open(timeout_s=0.2), AT_ONCE_S)
+    await store.close()
