@@ -216,13 +216,11 @@ class AsyncDriver:
 
 def _run(conn: Conn, run: Run, *, prepare: bool | None) -> list[Cursor[TupleRow]]:
     if not conn.autocommit:
-        with conn.transaction(), conn.pipeline():
-            return [_send(conn, statement, prepare=prepare) for statement in run.statements]
+        with conn.transaction():
+            return _sent(conn, run.statements, prepare=prepare)
     begin, commit = _frame(conn, run)
     try:
-        with conn.pipeline():
-            statements = (*begin, *run.statements, *commit)
-            cursors = [_send(conn, statement, prepare=prepare) for statement in statements]
+        cursors = _sent(conn, (*begin, *run.statements, *commit), prepare=prepare)
     except BaseException:
         if begin:
             with suppress(psycopg.Error):
@@ -252,6 +250,25 @@ def _is_in_pipeline(conn: Conn | AsyncConn) -> bool:
     return conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
+def _sent(
+    conn: Conn, statements: Sequence[Statement], *, prepare: bool | None
+) -> list[Cursor[TupleRow]]:
+    """All at once; the first error is raised when the pipeline has ended.
+
+    Where a block raises, psycopg warns in its log of each error that follows from the first.
+    """
+    errors: list[psycopg.Error] = []
+    try:
+        with conn.pipeline():
+            try:
+                return [_send(conn, statement, prepare=prepare) for statement in statements]
+            except psycopg.Error as exc:
+                errors.append(exc)
+    except psycopg.Error as exc:
+        errors.append(exc)
+    raise errors[0]
+
+
 def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
     return cursor.execute(statement.sql, statement.params, prepare=prepare)
@@ -263,19 +280,33 @@ def _rows(cursor: Cursor[TupleRow]) -> Rows:
 
 async def _arun(conn: AsyncConn, run: Run, *, prepare: bool | None) -> list[AsyncCursor[TupleRow]]:
     if not conn.autocommit:
-        async with conn.transaction(), conn.pipeline():
-            return [await _asend(conn, statement, prepare=prepare) for statement in run.statements]
+        async with conn.transaction():
+            return await _asent(conn, run.statements, prepare=prepare)
     begin, commit = _frame(conn, run)
     try:
-        async with conn.pipeline():
-            statements = (*begin, *run.statements, *commit)
-            cursors = [await _asend(conn, statement, prepare=prepare) for statement in statements]
+        cursors = await _asent(conn, (*begin, *run.statements, *commit), prepare=prepare)
     except BaseException:
         if begin:
             with suppress(psycopg.Error):
                 await conn.rollback()
         raise
     return cursors[len(begin) : len(cursors) - len(commit)]
+
+
+async def _asent(
+    conn: AsyncConn, statements: Sequence[Statement], *, prepare: bool | None
+) -> list[AsyncCursor[TupleRow]]:
+    """As the blocking twin."""
+    errors: list[psycopg.Error] = []
+    try:
+        async with conn.pipeline():
+            try:
+                return [await _asend(conn, statement, prepare=prepare) for statement in statements]
+            except psycopg.Error as exc:
+                errors.append(exc)
+    except psycopg.Error as exc:
+        errors.append(exc)
+    raise errors[0]
 
 
 async def _asend(

@@ -280,6 +280,23 @@ async def test_a_store_without_an_index_leaves_no_vector_of_what_it_replaces(
     assert sorted(keys(await store.search(("a",)))) == ["new", "untouched", "updated"]
 
 
+async def test_a_statement_that_fails_leaves_its_own_error_and_nothing_in_the_log(
+    store: Twin, sql: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not psycopg's warnings of what came after it, while the rest was still being sent."""
+    sql.execute("ALTER TABLE store ADD CONSTRAINT refused CHECK (key <> 'bad')")
+    try:
+        many = [PutOp(("a",), f"k{i}", {"text": "tea"}) for i in range(3_000)]
+        for _ in range(5):
+            with pytest.raises(psycopg.errors.CheckViolation):
+                await store.batch([PutOp(("a",), "bad", {"text": "tea"}), *many])
+    finally:
+        sql.execute("ALTER TABLE store DROP CONSTRAINT refused")
+    assert [it.getMessage() for it in caplog.records if it.name.startswith("psycopg")] == []
+    await store.batch(many)
+    assert await store.count(("a",)) == 3_000
+
+
 # searching
 
 
