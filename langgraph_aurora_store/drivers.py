@@ -275,7 +275,7 @@ def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[T
 
 
 def _rows(cursor: Cursor[TupleRow]) -> Rows:
-    return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)
+    return Rows(() if cursor.rownumber is None else cursor.fetchall(), cursor.rowcount)
 
 
 async def _arun(conn: AsyncConn, run: Run, *, prepare: bool | None) -> list[AsyncCursor[TupleRow]]:
@@ -325,4 +325,4 @@ def _frame(
 
 
 async def _arows(cursor: AsyncCursor[TupleRow]) -> Rows:
-    return Rows(await cursor.fetchall() if cursor.description else (), cursor.rowcount)
+    return Rows(() if cursor.rownumber is None else await cursor.fetchall(), cursor.rowcount)
