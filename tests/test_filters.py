@@ -234,6 +234,11 @@ def test_in_is_any_equality(
         ({"x": {"$contains": ["a", 1]}}, [{"x": [1, "b", "a"]}], [{"x": ["a"]}, {"x": "a1"}, {}]),
         ({"x": {"$contains": 5}}, [{"x": [5.0]}], [{"x": 5}, {"x": "5"}, {"x": [[5]]}]),
         ({"x": {"$contains": None}}, [{"x": [None]}], [{"x": None}, {}]),
+        (
+            {"x": {"$contains": {"a": [1]}}},
+            [{"x": [0, {"a": [1, 2], "b": 3}]}, {"x": [{"a": [1]}]}],
+            [{"x": [{"a": 1}]}, {"x": [{"a": [2]}]}, {"x": {"a": [1]}}],
+        ),
         ({"x": {"$not": {"$gt": 5}}}, [{"x": 5}, {"x": "a"}, {}], [{"x": 6}]),
         ({"x": {"$not": 5}}, [{"x": 6}, {}], [{"x": 5}]),
         (
@@ -334,6 +339,32 @@ def test_a_filter_that_holds_itself_is_refused() -> None:
     filter_["a"] = filter_
     with pytest.raises(InvalidFilterError, match="holds itself"):
         compile_filter(filter_)
+
+
+@pytest.mark.parametrize(
+    "filter_",
+    [
+        {"$or": [{"a": i} for i in range(40_000)]},
+        {"$or": [{}] * 40_000},
+        {"a": {"$and": [{"$gt": i} for i in range(40_000)]}},
+        {"a": [{"b": i} for i in range(40_000)]},
+        {str(i): i for i in range(40_000)},
+        {"$and": [{"a." + ".".join("b" * 50): i} for i in range(900)]},
+    ],
+    ids=["or", "empty", "and", "list", "fields", "dots"],
+)
+def test_a_filter_of_more_parts_than_the_server_bears_is_refused(filter_: Any) -> None:
+    """With the number, instead of minutes of the server's time or an error of the protocol's."""
+    with pytest.raises(InvalidFilterError, match="1000"):
+        compile_filter(filter_)
+
+
+def test_a_filter_of_many_parts_or_values_is_taken(connection: psycopg.Connection) -> None:
+    """As many as are allowed, and any number of values in one condition."""
+    some = {"$or": [{"a": {"$gt": i}} for i in range(1000)]}
+    assert holds(connection, some, {"a": 1})
+    assert holds(connection, {"a": {"$in": list(range(40_000))}}, {"a": 39_999})
+    assert holds(connection, {"a": list(range(40_000))}, {"a": list(range(40_000))})
 
 
 def test_a_filter_is_not_changed() -> None:
