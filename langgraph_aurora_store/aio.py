@@ -128,6 +128,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         await self.stop_ttl_sweeper()
         if isinstance(self.conn, AsyncOwnPool):
             await self.conn.close()
+            self._engine.forget()
 
     @override
     async def __aenter__(self) -> Self:

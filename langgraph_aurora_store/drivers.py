@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
@@ -61,8 +60,6 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._registered: weakref.WeakSet[Conn] = weakref.WeakSet()
-        self._vector_types: list[TupleRow] = []
 
     def drive(self, flow: Conversation[T], connect: Connect) -> T:
         """The flow's result; a connection is had for each `Run`, and held for it only."""
@@ -124,14 +121,13 @@ class Driver:
 
     def _register(self, conn: Conn) -> None:
         """Teach a connection pgvector's types, once the database has them."""
-        if self._engine.embeddings is None or conn in self._registered:
+        pgvector = self._engine.pgvector
+        if self._engine.embeddings is None or pgvector.is_taught(conn):
             return
-        if not self._vector_types:
+        if not pgvector.types:
             (types,) = _run(conn, _TYPES, prepare=False)
-            self._vector_types = _rows(types)
-        if self._vector_types:
-            vectors.register(conn, self._vector_types)
-            self._registered.add(conn)
+            pgvector.types = _rows(types)
+        pgvector.teach(conn)
 
 
 class AsyncDriver:
@@ -139,8 +135,6 @@ class AsyncDriver:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._registered: weakref.WeakSet[AsyncConn] = weakref.WeakSet()
-        self._vector_types: list[TupleRow] = []
 
     async def drive(self, flow: Conversation[T], connect: AsyncConnect) -> T:
         """The flow's result; a connection is had for each `Run`, and held for it only."""
@@ -204,14 +198,13 @@ class AsyncDriver:
 
     async def _register(self, conn: AsyncConn) -> None:
         """Teach a connection pgvector's types, once the database has them."""
-        if self._engine.embeddings is None or conn in self._registered:
+        pgvector = self._engine.pgvector
+        if self._engine.embeddings is None or pgvector.is_taught(conn):
             return
-        if not self._vector_types:
+        if not pgvector.types:
             (types,) = await _arun(conn, _TYPES, prepare=False)
-            self._vector_types = await _arows(types)
-        if self._vector_types:
-            vectors.register(conn, self._vector_types)
-            self._registered.add(conn)
+            pgvector.types = await _arows(types)
+        pgvector.teach(conn)
 
 
 def _run(conn: Conn, run: Run, *, prepare: bool | None) -> list[Cursor[TupleRow]]:

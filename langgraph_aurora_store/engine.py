@@ -5,21 +5,29 @@ Nothing here does I/O; `store` and `aio` drive the flows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
+import psycopg
 from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchOp, tokenize_path
 
 from langgraph_aurora_store.config import IndexSettings, TtlSettings
 from langgraph_aurora_store.embeddings import resolve
 from langgraph_aurora_store.embeddings.identity import identify
-from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.errors import (
+    AuroraStoreError,
+    ConfigurationError,
+    SchemaError,
+    SchemaMissingError,
+)
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.plan import converse
+from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Conversation, Embed, Label
+from langgraph_aurora_store.vectors import Knowledge
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from langgraph.store.postgres.base import PostgresIndexConfig
 
     from langgraph_aurora_store.sql.catalog import Findings
+
+T = TypeVar("T")
 
 # What speaks of tables is imported where it is used: a process that imports the store, a Lambda
 # function at its cold start for one, need not wait for it.
@@ -37,6 +47,14 @@ _PROBE = "How many dimensions?"
 
 # The parent's.
 _SWEEP_INTERVAL_MINUTES = 5
+
+# What a database says that is not, or no longer, as it was found.
+_OBJECTIONS = (psycopg.DataError, psycopg.InternalError, psycopg.ProgrammingError)
+_GONE = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedTable,
+)
 
 
 class Engine:
@@ -59,6 +77,9 @@ class Engine:
         self._schema = schema
         self._layout: Layout | None = None
         self._ready: Layout | None = None
+        self._place = ""
+        self.pgvector = Knowledge()
+        self._sizes = Sizes()
         dims = None
         if index is not None:
             resolved = resolve(
@@ -81,35 +102,35 @@ class Engine:
     def batch(self, ops: Iterable[Op]) -> Conversation[list[Result]]:
         """The results of a batch of operations, in order; all of its writes or none."""
         known = [self._with_defaults(op) for op in ops]
-        layout = yield from self.ready()
-        return (yield from converse(known, layout))
+        return (yield from self._on_tables(lambda layout: converse(known, layout, self._sizes)))
 
     def setup(self) -> Conversation[None]:
         """Bring the database to what this store needs."""
         from langgraph_aurora_store.sql.schema import setup
 
-        self._ready = None
+        self.forget()
         layout = yield from self.layout()
-        self._ready = _as_found(layout, (yield from setup(layout)))
+        self._found(layout, (yield from setup(layout)))
 
     def count(
         self, namespace_prefix: tuple[str, ...], filter_: Mapping[str, object] | None
     ) -> Conversation[int]:
         """How many items lie in a namespace and below it."""
-        layout = yield from self.ready()
-        return (yield from count_under(namespace_prefix, layout, filter_))
+        return (
+            yield from self._on_tables(
+                lambda layout: count_under(namespace_prefix, layout, filter_)
+            )
+        )
 
     def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> Conversation[int]:
         """Delete a namespace and what is below it; how many items there were."""
-        layout = yield from self.ready()
-        return (yield from delete_under(namespace_prefix, layout))
+        return (yield from self._on_tables(lambda layout: delete_under(namespace_prefix, layout)))
 
     def sweep(self) -> Conversation[int]:
         """Delete expired items; how many there were."""
         from langgraph_aurora_store.sql.expiry import sweep
 
-        layout = yield from self.ready()
-        return (yield from sweep(layout))
+        return (yield from self._on_tables(sweep))
 
     def sweep_interval_s(self, minutes: float | None) -> float | None:
         """Seconds between sweeps, five minutes by default; ``None`` without a TTL configuration."""
@@ -137,8 +158,37 @@ class Engine:
 
         if self._ready is None:
             layout = yield from self.layout()
-            self._ready = _as_found(layout, (yield from check(layout)))
+            return self._found(layout, (yield from check(layout)))
         return self._ready
+
+    def forget(self) -> None:
+        """Look at the database anew at the next use: it may have changed, or be another."""
+        self._ready = None
+        self.pgvector.forget()
+
+    def _found(self, layout: Layout, found: Findings) -> Layout:
+        """The layout with what is in the database, and what its pgvector can do."""
+        self._place = f"schema {found.schema!r} of database {found.database!r}"
+        self._ready = replace(
+            layout,
+            iterative_scan=found.iterative_scan,
+            pgvector_schema=found.pgvector_schema,
+            has_vectors="store_vectors" in found.tables,
+        )
+        return self._ready
+
+    def _on_tables(self, work: Callable[[Layout], Conversation[T]]) -> Conversation[T]:
+        """Work on tables that were seen to be there once, and look again where they object."""
+        layout = yield from self.ready()
+        try:
+            return (yield from work(layout))
+        except _OBJECTIONS as exc:
+            self.forget()
+            if isinstance(exc, AuroraStoreError):
+                raise
+            if change := _change(exc, self._place):
+                raise change from exc
+            raise
 
     def layout(self) -> Conversation[Layout]:
         """The layout; asks the embedding model for its dimensions where nothing tells them."""
@@ -169,14 +219,21 @@ class Engine:
         return op
 
 
-def _as_found(layout: Layout, found: Findings) -> Layout:
-    """The layout with what is in the database, and what its pgvector can do."""
-    return replace(
-        layout,
-        iterative_scan=found.iterative_scan,
-        pgvector_schema=found.pgvector_schema,
-        has_vectors="store_vectors" in found.tables,
-    )
+def _change(exc: psycopg.Error, place: str) -> SchemaError | None:
+    """What has changed in the database since it was looked at, where that is what it objects to."""
+    said = exc.diag.message_primary or str(exc)
+    if isinstance(exc, _GONE):
+        return SchemaMissingError(
+            f"{said}: not in {place}, where this store had found its tables; run setup(), or have"
+            " an administrator run the SQL of ddl()"
+        )
+    is_missing = isinstance(exc, psycopg.errors.UndefinedObject | psycopg.errors.UndefinedFunction)
+    if is_missing or "cache lookup failed for type" in said:
+        return SchemaError(
+            f"{said}: pgvector in {place} is not the one that this store had found; nothing was"
+            " written, and trying once more looks anew"
+        )
+    return None
 
 
 def labels_of(labels: Sequence[Label]) -> list[str]:

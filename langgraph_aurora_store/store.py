@@ -115,6 +115,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         self.stop_ttl_sweeper()
         if isinstance(self._conn, OwnPool):
             self._conn.close()
+            self._engine.forget()
 
     def __enter__(self) -> Self:
         if isinstance(self._conn, OwnPool):

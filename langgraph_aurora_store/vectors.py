@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from psycopg import BaseConnection
@@ -12,7 +13,32 @@ from psycopg.types import TypeInfo
 TYPES = "SELECT typname::text, oid, typarray FROM pg_type WHERE typname IN ('vector', 'halfvec')"
 
 
-def register(connection: BaseConnection[Any], types: Iterable[tuple[str, int, int]]) -> None:
+class Knowledge:
+    """Which OIDs a store's database has given to pgvector's types, and which connections know.
+
+    Shared by any number of threads and loops: what two of them find out at once is the same.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing again: an extension made anew, or another database, has other OIDs."""
+        self.types: Sequence[tuple[Any, ...]] = ()
+        self._taught: weakref.WeakSet[BaseConnection[Any]] = weakref.WeakSet()
+
+    def is_taught(self, connection: BaseConnection[Any]) -> bool:
+        """Whether a connection knows the types."""
+        return connection in self._taught
+
+    def teach(self, connection: BaseConnection[Any]) -> None:
+        """Let a connection know the types, once the database has them."""
+        if self.types:
+            register(connection, self.types)
+            self._taught.add(connection)
+
+
+def register(connection: BaseConnection[Any], types: Iterable[tuple[Any, ...]]) -> None:
     """Let a connection send pgvector's values, alone and in arrays; ``types`` is `TYPES`'s rows.
 
     What it receives stays as it was: other code may read vectors on the same connection.
