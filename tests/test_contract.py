@@ -1,9 +1,11 @@
 """What users rely on, written once and held by every store: both twins, each way to connect."""
 
+import asyncio
 import collections
 import datetime
 import decimal
 import math
+import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
@@ -253,6 +255,18 @@ async def test_a_key_that_cannot_be_stored_is_refused(store: Twin, key: object) 
         with pytest.raises(InvalidItemError, match="the key"):
             await store.batch([PutOp(("a",), "k", {}), op])
     assert await store.search(()) == []
+
+
+async def test_an_item_too_long_for_an_index_is_named_and_fails_alone(store: Twin) -> None:
+    """The server would name its own index; a put of the same moment is not concerned."""
+    too_long = random.Random(1).randbytes(2_000).hex()
+    bad, good = store.put(("a",), too_long, {"text": "tea"}), store.put(("a",), "good", {})
+    failed, written = await asyncio.gather(bad, good, return_exceptions=True)
+    assert isinstance(failed, InvalidItemError)
+    assert too_long[:50] in str(failed)
+    assert written is None
+    assert await store.get(("a",), too_long) is None
+    assert keys(await store.search(("a",))) == ["good"]
 
 
 async def test_a_key_that_is_a_number_is_its_text(store: Twin) -> None:

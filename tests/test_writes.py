@@ -38,6 +38,7 @@ from pydantic import BaseModel
 from langgraph_aurora_store import vectors
 from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemError
 from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.plan import converse
 from langgraph_aurora_store.sql.steps import Embed, Rows, Run, Vectors
@@ -257,19 +258,58 @@ def test_the_last_operation_on_a_key_counts(engine: Engine) -> None:
     assert [item and item.value for item in found] == [None, {"v": 3}, {"v": 2}]
 
 
-def test_a_batch_that_fails_on_the_server_writes_nothing(engine: Engine) -> None:
-    """A key too long for the index fails, and the delete and the put before it do not happen."""
+@pytest.mark.parametrize("place", ["namespace", "key", "field"])
+def test_what_is_too_long_for_an_index_is_named_and_nothing_is_written(
+    engine: Engine, place: str
+) -> None:
+    """It fails on the server, and the delete and the put before it do not happen either."""
     engine.put("old", {"text": "a"})
-    too_long = random.Random(1).randbytes(4000).hex()
-    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+    too_long = random.Random(1).randbytes(1400).hex()
+    namespace, key, field = ("n",), "the key", "text"
+    if place == "namespace":
+        namespace = ("n", too_long)
+    elif place == "key":
+        key = too_long
+    else:
+        field = too_long
+    with pytest.raises(InvalidItemError, match=r" 28\d\d bytes") as caught:
         engine.run(
             PutOp(("n",), "old", None),
             PutOp(("n",), "a", {"text": "b"}),
-            PutOp(("n",), too_long, {"text": "c"}),
+            PutOp(namespace, key, {field: SECRET}, index=[field]),
         )
+    assert isinstance(caught.value.__cause__, psycopg.errors.ProgramLimitExceeded)
+    assert ("the key" if place != "key" else too_long[:50]) in str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert SECRET not in str(caught.value)
     assert engine.get("a") is None
     assert engine.get("old") is not None
     assert list(vectors_of(engine, "old")) == ["text"]
+
+
+def test_a_long_key_that_can_be_compressed_is_taken(engine: Engine) -> None:
+    """The server says what it can hold: the parent's items may have such keys."""
+    key = "long " * 1_000
+    engine.put(key, {"text": "a"})
+    assert engine.get(key) is not None
+
+
+def test_a_limit_that_is_not_the_items_is_the_servers_to_tell(engine: Engine) -> None:
+    """Of an index of the user's own, for one."""
+    engine.sql("CREATE INDEX theirs ON store ((value ->> 'text'))")
+    try:
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="theirs"):
+            engine.put("k", {"text": random.Random(1).randbytes(4000).hex()}, index=False)
+    finally:
+        engine.sql("DROP INDEX theirs")
+
+
+def test_a_value_too_long_for_jsonb_is_named() -> None:
+    """Before it is sent: it would take half a minute to be refused."""
+    flow = converse([PutOp(("n",), "the key", {"a": "x" * 2**28})], Layout())
+    with pytest.raises(InvalidItemError, match=r"'the key' in .* 268435465 characters") as caught:
+        next(flow)
+    assert len(str(caught.value)) < 200
 
 
 def test_any_number_of_puts_is_one_transaction_with_one_text(engine: Engine) -> None:

@@ -176,6 +176,17 @@ def _write(
     writes: Writes, new: Sequence[Text], vectors: Embedded, layout: Layout
 ) -> Conversation[None]:
     try:
+        yield from _write_all(writes, new, vectors, layout)
+    except psycopg.errors.ProgramLimitExceeded as exc:
+        if (named := put.too_large(writes)) is None:
+            raise
+        raise named from exc
+
+
+def _write_all(
+    writes: Writes, new: Sequence[Text], vectors: Embedded, layout: Layout
+) -> Conversation[None]:
+    try:
         yield Run(put.statements(writes, new, vectors.documents, layout), writes=True)
     except psycopg.errors.DivisionByZero:
         # A vector we meant to keep was replaced by a concurrent write: rely on none of them.

@@ -14,14 +14,23 @@ from typing import TYPE_CHECKING, NamedTuple
 from langgraph.store.base import PutOp
 
 from langgraph_aurora_store.errors import InvalidItemError
-from langgraph_aurora_store.sql.items import ADDRESSES, checked_key, given, prefix_of
+from langgraph_aurora_store.sql.items import (
+    ADDRESSES,
+    checked_key,
+    given,
+    namespace_of,
+    prefix_of,
+)
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Rows, Statement
 from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
-from langgraph_aurora_store.sql.values import at, to_json
+from langgraph_aurora_store.sql.values import LONGEST, at, to_json, too_long
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
+
+# nbtree.h, BTMaxItemSize: 2,704 bytes, of which the row's and its columns' headers take some.
+_SHORTEST_TOO_LONG = 2680
 
 # ttl_minutes is an INT.
 _LONGEST_TTL_MINUTES = 2**31 - 1
@@ -173,6 +182,30 @@ def statements(
                 Statement(sql.upsert_vectors, _columns(list(new)) | {"embeddings": embeddings})
             )
     return tuple(steps)
+
+
+def too_large(writes: Writes) -> InvalidItemError | None:
+    """Which item the server could not hold, where one is large enough for that.
+
+    Nobody can tell beforehand: it is the compressed index row that has to fit.
+    """
+    longest = max(writes.puts, key=_address_bytes)
+    largest = max(writes.puts, key=lambda put: len(put.value or ""))
+    if (size := _address_bytes(longest)) >= _SHORTEST_TOO_LONG:
+        where = at(namespace_of(longest.prefix), longest.key)
+        return InvalidItemError(
+            f"{where}: namespace, key and field's name take {size} bytes; a row of a PostgreSQL"
+            f" index holds about {_SHORTEST_TOO_LONG}, and more only where they can be compressed"
+        )
+    if largest.value and 4 * len(largest.value) > LONGEST:
+        where = at(namespace_of(largest.prefix), largest.key)
+        return InvalidItemError(f"{where}: {too_long(largest.value)}")
+    return None
+
+
+def _address_bytes(put: Put) -> int:
+    field = max((text.field for text in put.texts), key=len, default="")
+    return len(f"{put.prefix}{put.key}{field}".encode())
 
 
 def _put(op: PutOp, layout: Layout) -> Put:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -17,6 +18,13 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # PostgreSQL takes more than 10,000. Python 3.11 reads 1,000, less the frames of whoever reads: what
 # was written at the top of a program has to be readable from within an agent.
 MOST_LEVELS = 500
+
+# PostgreSQL's jsonb, in which no text and no object may take more bytes.
+LONGEST = 2**28 - 1
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 200
+_brief.maxtuple = 20
 
 Container: TypeAlias = Mapping[str, Any] | list[Any] | tuple[Any, ...]
 
@@ -39,16 +47,24 @@ def to_json(value: object, namespace: tuple[str, ...], key: str) -> str:
         field, reason = fault
         raise InvalidItemError(f"{at(namespace, key, field)}: {reason}")
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=dict)
+        document = json.dumps(value, ensure_ascii=False, allow_nan=False, default=dict)
     except ValueError:
         # Python writes no integer of more digits than sys.get_int_max_str_digits().
         raise InvalidItemError(f"{at(namespace, key)}: an integer has too many digits") from None
+    if len(document) > LONGEST:
+        raise InvalidItemError(f"{at(namespace, key)}: {too_long(document)}")
+    return document
+
+
+def too_long(document: str) -> str:
+    """Why a value is not stored that is too long."""
+    return f"the value has {len(document)} characters as JSON; PostgreSQL holds {LONGEST} bytes"
 
 
 def at(namespace: tuple[str, ...], key: object, field: str | None = None) -> str:
-    """How messages name an item."""
-    name = f"item {key!r} in {namespace!r}"
-    return name if field is None else f"{name}, field {field!r}"
+    """How messages name an item, with what is too long to read left out."""
+    name = f"item {_brief.repr(key)} in {_brief.repr(namespace)}"
+    return name if field is None else f"{name}, field {_brief.repr(field)}"
 
 
 def is_storable(text: str) -> bool:
