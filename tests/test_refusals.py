@@ -238,9 +238,9 @@ def test_trouble_is_warned_of_once(
 class Unready:
     """A PostgreSQL that says for so many attempts that it starts up, and then lets in."""
 
-    def __init__(self, *, unready_for: float) -> None:
+    def __init__(self, *, unready_for: float, port: int = 0) -> None:
         self.left = unready_for
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
         self._links: list[socket.socket] = []
         self._thread = threading.Thread(target=self._serve)
@@ -314,14 +314,64 @@ def test_rests_between_attempts_are_shared_by_all_callers(open_pool: Open) -> No
         assert counted - server.left < 20
 
 
-def test_closed_port_is_waited_for(open_pool: Open) -> None:
-    """During a failover nothing listens for a while."""
+def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    pool = open_pool(plain(port), replace(SETTINGS, timeout_s=0.5))
-    error, _ = raised_by(pool.fetch)
+        return unused.getsockname()[1]
+
+
+def test_closed_port_is_told_within_a_second_where_it_was_never_open(open_pool: Open) -> None:
+    """A wrong port costs no timeout; the next caller is told by the next attempt."""
+    pool = open_pool(plain(port := closed_port()))
+    for longest_s in (1.5, 1.0):
+        error, after_s = raised_by(pool.fetch)
+        assert type(error) is ConnectError
+        assert after_s < longest_s
+        for word in (f"127.0.0.1:{port}", "refused", "port=", "stopped", "security group"):
+            assert word in str(error)
+
+
+def test_closed_port_is_tried_more_than_once(open_pool: Open) -> None:
+    """A server that is about to listen, as when everything is started at once, is found."""
+    pool = open_pool(plain(port := closed_port()))
+    with ExitStack() as stack:
+        opening = threading.Timer(
+            0.15, lambda: stack.enter_context(closing(Unready(unready_for=0, port=port)))
+        )
+        opening.start()
+        try:
+            assert pool.hold(1)[0].info.user == "u"
+        finally:
+            opening.join()
+
+
+def test_port_that_was_open_is_waited_for(open_pool: Open) -> None:
+    """During a failover nothing listens for a while."""
+    server = Unready(unready_for=0)
+    with closing(server):
+        pool = open_pool(plain(server.port))
+        pool.hold(1)
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.extend(pool.hold(1)))
+    caller.start()
+    caller.join(1.5)
+    assert caller.is_alive(), "given up, though the port had been open"
+    with closing(Unready(unready_for=0, port=server.port)):
+        caller.join(5)
+        assert len(found) == 1
+
+
+def test_port_that_was_open_and_stays_closed_is_named_in_the_timeout(open_pool: Open) -> None:
+    """With the same advice."""
+    server = Unready(unready_for=0)
+    with closing(server):
+        settings = replace(SETTINGS, timeout_s=0.7)
+        pool = open_pool(plain(server.port), settings)
+        pool.hold(1)
+    error, after_s = raised_by(lambda: pool.hold(1))
     assert isinstance(error, PoolTimeoutError)
-    assert "Connection refused" in str(error)
+    assert after_s > 0.6
+    assert "refused" in str(error)
+    assert "stopped" in str(error)
 
 
 def test_paused_cluster_is_waited_for(cluster: LocalAurora, open_pool: Open) -> None:

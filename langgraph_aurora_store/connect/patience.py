@@ -12,7 +12,7 @@ from collections.abc import Callable
 import psycopg_pool
 
 from langgraph_aurora_store.connect.connection import AnyConnection
-from langgraph_aurora_store.connect.refusal import is_silence, is_transient
+from langgraph_aurora_store.connect.refusal import is_port_closed, is_silence, is_transient
 from langgraph_aurora_store.errors import (
     ConnectError,
     PoolClosedError,
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_REST_S = 0.05
 _LONGEST_REST_S = 0.5
+# How long a port is tried that was never open: a wrong one, or a server that is about to listen.
+_GRACE_S = 0.4
 # How psycopg_pool ends a wait without a connection.
 TURNED_AWAY = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests)
 
@@ -55,6 +57,7 @@ class Health:
         self._trouble: Exception | None = None
         self.trouble_begun_at = 0.0
         self._failures = 0
+        self._failing_since = 0.0
         self._rest_until = 0.0
         self._renewed_at = 0.0
 
@@ -71,9 +74,12 @@ class Health:
     def may_pass(self, trouble: Exception) -> bool:
         """Whether trying again may help, with nothing changed by the user.
 
-        Silence is a wrong name or a closed way in at first, and trouble once it has answered.
+        Silence is a wrong name or a closed way in at first, and trouble once it has answered; so
+        is a closed port, after a moment in which a server that starts may open it.
         """
-        return is_transient(trouble) or (self._was_reached and is_silence(trouble))
+        if is_transient(trouble) or (self._was_reached and is_silence(trouble)):
+            return True
+        return is_port_closed(trouble) and self._clock() - self._failing_since < _GRACE_S
 
     def succeeded(self, connection: AnyConnection) -> None:
         """A connection was made, and idles until somebody asks for it."""
@@ -92,6 +98,8 @@ class Health:
         """An attempt failed that began at this time of the monotonic clock; warns of news."""
         with self._lock:
             self.trouble_begun_at = begun_at
+            if not self._failures:
+                self._failing_since = self._clock()
             is_news = str(trouble) != str(self._trouble)
             self._trouble = trouble
             self._failures += 1

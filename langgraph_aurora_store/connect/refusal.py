@@ -55,7 +55,7 @@ _CLASSES: tuple[tuple[type[ConnectError], re.Pattern[str]], ...] = (
 )
 # What a cluster says or does while it starts, stops, fails over or is full.
 _TRANSIENT = re.compile(
-    r"the database system is|connection refused|server closed the connection unexpectedly"
+    r"the database system is|server closed the connection unexpectedly"
     r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
     r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
     r"|the connection is lost|the port is open|timed.out waiting to acquire database connection",
@@ -64,7 +64,8 @@ _TRANSIENT = re.compile(
 # 08 connection exceptions, 53300 too many connections, 57P01-03 shutdown, crash and starting up:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_SQLSTATES = re.compile(r"08\w{3}|53300|57P0[123]")
-_NO_WAY = r"unreachable|No route to host"
+_NO_WAY = re.compile(r"unreachable|No route to host")
+_CLOSED = re.compile(r"connection refused", re.IGNORECASE)
 _OPEN = "; the port is open, but nothing answered in time"
 _PREFIX = re.compile(r"^(?:connection failed: )?(?:connection to server at .*? failed: )?")
 
@@ -126,9 +127,14 @@ def is_transient(error: BaseException) -> bool:
 
 def is_silence(error: BaseException) -> bool:
     """Whether nothing answered: a wrong name or a closed way in at first, trouble later on."""
-    if isinstance(error, HostNotFoundError | ConnectTimeoutError):
+    if isinstance(error, HostNotFoundError | ConnectTimeoutError) or is_port_closed(error):
         return True
-    return isinstance(error, ConnectError) and bool(re.search(_NO_WAY, str(error)))
+    return isinstance(error, ConnectError) and bool(_NO_WAY.search(str(error)))
+
+
+def is_port_closed(error: BaseException) -> bool:
+    """Whether the host answered that nobody listens at the port."""
+    return type(error) is ConnectError and bool(_CLOSED.search(str(error)))
 
 
 def again(error: Exception) -> Exception:
@@ -163,6 +169,12 @@ def _advice(found: type[ConnectError], target: Target, text: str) -> str:
         return (
             "; nothing answered: check that a security group admits this machine to the port, and"
             " that there is a route into the VPC"
+        )
+    if _CLOSED.search(text) and not _TRANSIENT.search(text):
+        return (
+            f"; the host answers and nobody listens at port {target.port}: check port=, that the"
+            " cluster is not stopped, and that a tunnel or proxy in between is up (a security group"
+            " that shuts one out mostly keeps silent, a firewall may refuse like this)"
         )
     if "server does not support SSL" in text:
         return "; what listens there speaks no TLS: check host and port"
