@@ -20,6 +20,7 @@ from langgraph_aurora_store.local import LocalAurora
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.plan import converse
 from langgraph_aurora_store.sql.schema import setup
+from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Embed, Run, Step
 
 DIMS = 4
@@ -32,11 +33,12 @@ class Engine:
     def __init__(self, connection: psycopg.Connection, layout: Layout) -> None:
         self.connection = connection
         self.layout = layout
+        self.sizes = Sizes()
         self.steps: list[Step] = []
 
     def run(self, *ops: Op) -> list[Result]:
         self.steps = []
-        return drive(converse(ops, self.layout), self.connection, embed, self.steps)
+        return drive(converse(ops, self.layout, self.sizes), self.connection, embed, self.steps)
 
     def set_up(self) -> None:
         """Unprepared: psycopg 3.3 loses count of its statements when a pipeline alters a table."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from langgraph.store.base import PutOp, SearchItem, SearchOp
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.errors import ConfigurationError, InvalidFilterError
 from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Embed, Run
 
 # More than are compared one by one in a table of this size, and fewer.
@@ -75,6 +77,9 @@ class Crowd:
             columns,
         )
         execute("ANALYZE")
+        ((self.index,),) = engine.sql(
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'store_vectors_embedding_idx'"
+        )
 
     def nearest(self, query: str, name: str | None, modulus: int = 1) -> list[str]:
         """The keys of a namespace whose n the modulus divides, nearest first, by comparing all."""
@@ -86,6 +91,10 @@ class Crowd:
 
 
 QUERIES = ["[1, 0.2, -0.3, 0.1]", "[-0.5, 0.5, 0.5, -0.5]", "[0, 0, -1, 0]", "[0.3, -1, 0.2, 0.9]"]
+
+
+def as_text(vector: Sequence[float]) -> str:
+    return json.dumps([float(each) for each in vector])
 
 
 def keys(items: list[SearchItem]) -> list[str]:
@@ -149,6 +158,35 @@ def test_most_searches_are_one_round_trip(crowd: Crowd) -> None:
             assert crowd.engine.steps[0] == Embed((), (QUERIES[0],))
 
 
+def test_a_large_namespace_is_counted_once_in_a_hundred_searches(crowd: Crowd) -> None:
+    """The others know, and find the same."""
+
+    def search(name: str) -> tuple[bool, list[str]]:
+        found = crowd.engine.search("users", name, query=QUERIES[0])
+        params = crowd.engine.runs[0].statements[1].params
+        assert isinstance(params, Mapping)
+        return params["is_large"], keys(found)
+
+    crowd.engine.sizes = Sizes()
+    first, *others = [search("large") for _ in range(102)]
+    assert first == (False, first[1])
+    assert others == [(True, first[1])] * 100 + [(False, first[1])]
+    assert [search("small")[0] for _ in range(3)] == [False] * 3
+
+
+def test_a_large_namespace_may_shrink(engine: Engine) -> None:
+    """Unnoticed, and all that is left is found."""
+    engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
+    engine.run(*(PutOp(("other",), f"k{i}", {"text": f"[1, {i}, 1, 2]"}) for i in range(2500)))
+    engine.sql("ANALYZE")
+    engine.search("n", query="[1, 0, 0, 0]")
+    engine.sql("DELETE FROM store WHERE prefix = 'n' AND key NOT IN ('k7', 'k2000', 'k40')")
+    for filter_ in (None, {"text": {"$exists": True}}):
+        found = engine.search("n", query="[1, 0, 0, 0]", filter=filter_)
+        assert keys(found) == ["k7", "k40", "k2000"]
+    assert len(engine.runs) == 1
+
+
 def test_a_search_leaves_no_setting_behind(crowd: Crowd) -> None:
     """What steers the planner ends with the transaction."""
     before = crowd.engine.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
@@ -208,6 +246,23 @@ def test_each_kind_of_index_serves(aurora: LocalAurora, vector_type: Any, kind: 
         assert keys(found) == ["k1", "k2", "k3", "k4", "k5"]
 
 
+def test_a_search_asks_enough_lists_of_an_ivfflat(crowd: Crowd) -> None:
+    """The server's own default is one of a hundred, whose vectors are few of the nearest."""
+    engine = crowd.engine.with_layout(index=IndexSettings(dims=DIMS, kind="ivfflat", lists=100))
+    engine.sql("DROP INDEX store_vectors_embedding_idx")
+    engine.sql(
+        "CREATE INDEX lists ON store_vectors USING ivfflat (embedding vector_cosine_ops)"
+        " WITH (lists = 100)"
+    )
+    try:
+        found = {q: set(keys(engine.search("users", "large", query=q))) for q in QUERIES}
+    finally:
+        engine.sql("DROP INDEX lists")
+        engine.sql(crowd.index)
+    for query, some in found.items():
+        assert len(some & set(crowd.nearest(query, "large")[:10])) >= 9
+
+
 @pytest.mark.parametrize(
     ("distance", "score"),
     [("cosine", 0.6), ("l2", -math.sqrt(13)), ("inner_product", 9.0)],
@@ -243,16 +298,39 @@ def test_documents_of_many_chunks_leave_room_for_others(engine: Engine) -> None:
 
 
 def test_a_walk_widens_until_enough_documents_are_met(engine: Engine) -> None:
-    """One document's many vectors are the nearest of all; how near the others are is recall."""
-    chunks = [f"[1, 0, 0, {c / 10_000}]" for c in range(400)]
+    """One document's many vectors are the nearest of all, and five documents are asked for."""
+    generator = np.random.default_rng(3)
+    points = generator.normal(size=(2000, DIMS))
+    # Away from the crowd, so that all of it is met first.
+    points = points[points[:, 0] < 0.5 * np.linalg.norm(points, axis=1)]
+    crowd = np.array([1, 0, 0, 0]) + 0.02 * generator.normal(size=(400, DIMS))
     engine.run(
-        PutOp(("n",), "crowd", {"chunks": chunks}, index=["chunks[*]"]),
-        *(PutOp(("n",), f"k{i}", {"text": f"[1, {1 + i / 100}, 0, 0]"}) for i in range(2000)),
+        PutOp(("n",), "crowd", {"chunks": [as_text(v) for v in crowd]}, index=["chunks[*]"]),
+        *(PutOp(("n",), f"k{i}", {"text": as_text(v)}) for i, v in enumerate(points)),
     )
     engine.sql("ANALYZE")
     found = engine.search("n", query="[1, 0, 0, 0]", limit=5)
-    assert len(set(keys(found))) == 5
-    assert len(engine.runs) <= 4
+    cosine = points[:, 0] / np.linalg.norm(points, axis=1)
+    assert keys(found) == ["crowd", *(f"k{i}" for i in np.argsort(-cosine)[:4])]
+    assert 2 <= len(engine.runs) <= 4
+
+
+def test_a_walk_scores_an_item_by_its_best_vector(engine: Engine) -> None:
+    """Also when it was met by another one."""
+    generator = np.random.default_rng(4)
+    points = generator.normal(size=(1000, 2, DIMS))
+    engine.run(
+        *(
+            PutOp(("n",), f"k{i}", {"both": [as_text(v) for v in pair]}, index=["both[*]"])
+            for i, pair in enumerate(points)
+        )
+    )
+    engine.sql("ANALYZE")
+    found = engine.search("n", query="[1, 0, 0, 0]", limit=500)
+    best = (points[:, :, 0] / np.linalg.norm(points, axis=2)).max(axis=1)
+    for item in found:
+        assert item.score == pytest.approx(best[int(item.key[1:])], abs=1e-6)
+    assert scores(found) == sorted(scores(found), reverse=True)
 
 
 def test_rewritten_items_hide_nobody(engine: Engine) -> None:
@@ -286,6 +364,30 @@ def test_a_zero_vector_never_ranks(engine: Engine) -> None:
     assert [(item.key, item.score) for item in lost] == [("b", None), ("a", None)]
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "flat"])
+@pytest.mark.parametrize("others", [0, 2500], ids=["compared", "walked"])
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+def test_a_stored_zero_vector_never_ranks(
+    aurora: LocalAurora, distance: Any, others: int, kind: Any
+) -> None:
+    """By no metric, though two of them have a distance to it; the parent may have stored one."""
+    index = IndexSettings(dims=DIMS, distance=distance, kind=kind, fields=("text",))
+    with made(aurora, "zeros", index) as engine:
+        points = np.random.default_rng(5).normal(size=(others + 3, DIMS))
+        points[:, 0] = -1 - abs(points[:, 0])
+        engine.run(*(PutOp(("n",), f"k{i}", {"text": as_text(v)}) for i, v in enumerate(points)))
+        engine.put("zero", {"text": "[0.5, 0, 0, 0]"})
+        engine.sql("ANALYZE")
+        query = "[0.1, 0, 0, 0]"  # nearer to zero than to all others
+        assert keys(engine.search("n", query=query, limit=1)) == ["zero"]
+        engine.sql("UPDATE store_vectors SET embedding = '[0,0,0,0]' WHERE key = 'zero'")
+        for filter_ in (None, {"text": {"$exists": True}}):
+            found = engine.search("n", query=query, limit=3, filter=filter_)
+            assert len(found) == 3
+            assert "zero" not in keys(found)
+            assert None not in scores(found)
+
+
 def test_ties_have_one_order(engine: Engine) -> None:
     """By namespace and key, in recency and in nearness, over all pages."""
     expected = sorted(((f"n{i % 3}",), f"{'kK-_é'[i % 5]}{i}") for i in range(60))
@@ -293,6 +395,37 @@ def test_ties_have_one_order(engine: Engine) -> None:
     for options in ({}, {"query": "same"}):
         pages = [engine.search(limit=7, offset=o, **options) for o in range(0, 63, 7)]
         assert [(i.namespace, i.key) for page in pages for i in page] == expected
+
+
+def test_ties_that_are_walked_have_one_order(engine: Engine) -> None:
+    """The same as of those compared one by one."""
+    expected = sorted((("n",), f"{'kK-_éz'[i % 6]}{i}") for i in range(60))
+    engine.run(*(PutOp(("n",), f"x{i}", {"text": f"[-1, {i / 100}, 1, 0]"}) for i in range(2500)))
+    engine.run(*(PutOp(ns, key, {"text": "[1, 0, 0, 0]"}) for ns, key in reversed(expected)))
+    engine.sql("ANALYZE")
+    for size in (10, 60):
+        pages = [
+            engine.search(query="[1, 0, 0, 0]", limit=size, offset=o) for o in range(0, 60, size)
+        ]
+        assert [(i.namespace, i.key) for page in pages for i in page] == expected
+
+
+def test_the_order_of_ties_is_no_language_s(crowd: Crowd) -> None:
+    """The same on every server, and after an upgrade of the operating system's collations."""
+    crowd.engine.run(SearchOp((), query=QUERIES[0]), SearchOp(("users",)), SearchOp((), limit=3))
+    compared = crowd.engine.with_layout(index=IndexSettings(dims=DIMS, kind="flat"))
+    compared.search(query=QUERIES[0], filter={"n": 2000})
+    texts = [
+        str(statement.sql)
+        for step in (*crowd.engine.runs, *compared.runs)
+        for statement in step.statements
+    ]
+    orders = [order for text in texts for order in re.findall(r"ORDER BY [^()]*?key[^()]*", text)]
+    # Not where it only brings an item's rows together.
+    pages = [order for order in orders if not re.match(r"ORDER BY \w*\.?prefix, ", order)]
+    assert len(pages) >= 6
+    for order in pages:
+        assert re.search(r'prefix COLLATE "C", \w*\.?key COLLATE "C"', order)
 
 
 def test_without_a_query_the_newest_come_first(engine: Engine) -> None:

@@ -79,10 +79,9 @@ class Layout:
         """The type of an embedding."""
         return _quoted(self.pgvector_schema, self.indexed.vector_type)
 
-    @property
-    def distance_operator(self) -> str:
-        """The operator that an index on the embeddings serves."""
-        operator = _OPERATORS[self.indexed.distance]
+    def operator(self, distance: Distance) -> str:
+        """The operator for a distance; an index on the embeddings serves that of the settings."""
+        operator = _OPERATORS[distance]
         if self.pgvector_schema is None:
             return operator
         return f"OPERATOR({_quoted(self.pgvector_schema)}.{operator})"

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
 
     from langgraph_aurora_store.sql.search import Search
+    from langgraph_aurora_store.sql.sizes import Sizes
 
 logger = logging.getLogger(__name__)
 
 # A walk under relaxed_order meets items nearly in order. They are put in order a few at a time and
-# pages are cut from that, so that no item is on two pages or on none, whatever the page's size.
-# Behind a filter the order is looser.
+# pages are cut from that, so that no item is on two pages or on none, whatever the page's size;
+# what is equally near is kept together. Behind a filter the order is looser.
 _CHUNK, _CHUNK_FILTERED = 10, 20
 _WIDENING = 8
 _WIDEST = 5_000
@@ -84,7 +85,7 @@ WITH sizes AS MATERIALIZED (
     WHERE v.oid = '{vectors_name}'::regclass AND s.oid = '{store_name}'::regclass
 ),
 span AS MATERIALIZED (
-    SELECT CASE WHEN is_large THEN false
+    SELECT CASE WHEN is_large OR %(is_large)s THEN false
                 ELSE NOT EXISTS ({probe} OFFSET sizes.few LIMIT 1) END AS is_small,
            breadth, reach
     FROM sizes
@@ -95,7 +96,7 @@ met AS MATERIALIZED (
         FROM (
             SELECT v.prefix, v.key, min(v.embedding {operator} %(query)b::{type}) AS distance
             FROM {vectors} AS v
-            WHERE (SELECT is_small FROM span) AND {within}
+            WHERE (SELECT is_small FROM span) AND {within} AND {has_direction}
             GROUP BY v.prefix, v.key ORDER BY 3 OFFSET 0
         ) AS n JOIN {store} AS s ON s.prefix = n.prefix AND s.key = n.key
         WHERE n.distance < 'infinity' AND {alive} AND {condition}
@@ -112,27 +113,32 @@ best AS MATERIALIZED (
     ORDER BY chunk, distance, prefix COLLATE "C", key COLLATE "C"
     LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 )
-SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due}, b.distance,
+SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due},
+       CASE WHEN span.is_small THEN b.distance ELSE (
+           SELECT min(v.embedding {operator} %(query)b::{type})
+           FROM {vectors} AS v WHERE v.prefix = b.prefix AND v.key = b.key AND {has_direction}
+       ) END AS nearest,
        CASE WHEN span.is_small THEN NULL
             WHEN (SELECT count(*) FROM met) < span.breadth THEN 0 ELSE span.breadth END
 FROM span LEFT JOIN (best AS b JOIN {store} AS s ON s.prefix = b.prefix AND s.key = b.key) ON true
-ORDER BY b.distance, b.prefix COLLATE "C", b.key COLLATE "C"
+ORDER BY nearest, b.prefix COLLATE "C", b.key COLLATE "C"
 """
 
 _WALK = """
 UNION ALL
-SELECT w.prefix, w.key, w.distance, (row_number() OVER () - 1) / {chunk}
+SELECT w.prefix, w.key, w.distance, (rank() OVER (ORDER BY w.distance) - 1) / {chunk}
 FROM (
     SELECT v.prefix, v.key, v.distance
     FROM (
         SELECT v.prefix, v.key, v.embedding {operator} %(query)b::{type} AS distance
-        FROM {vectors} AS v WHERE (SELECT NOT is_small FROM span) AND {within_walk}
+        FROM {vectors} AS v
+        WHERE (SELECT NOT is_small FROM span) AND {within_walk} AND {has_direction}
         ORDER BY v.embedding {operator} %(query)b::{type}
         {end_of_walk}
     ) AS v JOIN {store} AS s ON s.prefix = v.prefix AND s.key = v.key
-    WHERE {within} AND {alive} AND {condition}
+    WHERE {within_met} AND {alive} AND {condition}
     ORDER BY v.distance
-    LIMIT (SELECT breadth FROM span)
+    FETCH FIRST (SELECT breadth FROM span) ROWS WITH TIES
 ) AS w
 """
 
@@ -140,6 +146,10 @@ FROM (
 # it did not, fewer count, and comparing those finds them faster and better. Without a filter there
 # are more than a few, and those of other namespaces are passed by without a look at their distance.
 _END_OF_FILTERED_WALK = "LIMIT (SELECT reach FROM span)"
+
+# A vector of zeros is near to nothing. Its cosine distance, even to itself, is NaN, which counts as
+# greater than infinity; the other distances would rank it.
+_HAS_DIRECTION = "v.embedding {cosine} v.embedding < 'infinity'"
 
 _PROBE = "SELECT FROM {vectors} AS v WHERE {within}"
 
@@ -149,7 +159,7 @@ SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due}, b.distance, 
 FROM (
     SELECT v.prefix, v.key, min(v.embedding {operator} %(query)b::{type}) AS distance
     FROM {vectors} AS v JOIN {store} AS s ON s.prefix = v.prefix AND s.key = v.key
-    WHERE {within} AND {within_store} AND {alive} AND {condition}
+    WHERE {within} AND {within_store} AND {has_direction} AND {alive} AND {condition}
     GROUP BY v.prefix, v.key
     HAVING min(v.embedding {operator} %(query)b::{type}) < 'infinity'
     ORDER BY 3, v.prefix COLLATE "C", v.key COLLATE "C"
@@ -166,14 +176,22 @@ class Attempt(NamedTuple):
     search: Search
     breadth: int = 0
     is_exact: bool = False
+    is_large: bool = False
 
 
 def nearest(
-    searches: Sequence[Search], vectors: Mapping[str, Vector | HalfVector], layout: Layout
+    searches: Sequence[Search],
+    vectors: Mapping[str, Vector | HalfVector],
+    layout: Layout,
+    sizes: Sizes,
 ) -> Conversation[list[Rows]]:
     """The rows of each search, nearest first."""
     found = [Rows() for _ in searches]
-    attempts = [Attempt(n, search) for n, search in enumerate(searches) if search.op.limit]
+    attempts = [
+        Attempt(n, search, is_large=sizes.is_large(search.prefix))
+        for n, search in enumerate(searches)
+        if search.op.limit
+    ]
     while attempts:
         # What is not steered goes first, in the same round trip; the steering has a reply too.
         attempts.sort(key=lambda attempt: not attempt.is_exact)
@@ -188,7 +206,8 @@ def nearest(
             continue
         tried = list(zip(attempts, [*replies[:exact], *replies[exact + 1 :]], strict=True))
         for attempt, rows in tried:
-            found[attempt.number] = Rows([row for row in rows if row[0] is not None])
+            found[attempt.number] = _found(rows)
+            _note(attempt, rows, sizes)
         attempts = [again for attempt, rows in tried for again in _again(attempt, rows)]
     return found
 
@@ -200,13 +219,32 @@ def score(distance: float, layout: Layout) -> float:
 
 def _again(attempt: Attempt, rows: Rows) -> tuple[Attempt, ...]:
     """What to try next, if there may be items that these rows lack."""
-    if attempt.is_exact or len(rows) >= attempt.search.op.limit:
+    if attempt.is_exact or len(_found(rows)) >= attempt.search.op.limit:
         return ()
-    walked: int | None = rows[0][-1]
+    walked = _walked(rows)
     if walked is None:
         return ()
     wider = walked * _WIDENING
     return (attempt._replace(breadth=wider, is_exact=not 0 < wider <= _WIDEST),)
+
+
+def _note(attempt: Attempt, rows: Rows, sizes: Sizes) -> None:
+    if not (attempt.is_exact or attempt.is_large):
+        sizes.saw(attempt.search.prefix, is_large=_walked(rows) is not None)
+    elif attempt.is_large and _again(attempt, rows):
+        # It may have shrunk.
+        sizes.saw(attempt.search.prefix, is_large=False)
+
+
+def _found(rows: Rows) -> Rows:
+    """Those that hold an item: there is always one that says how the search went."""
+    return Rows([row for row in rows if row[0] is not None])
+
+
+def _walked(rows: Rows) -> int | None:
+    """How many vectors a walk met, 0 for all it can reach; ``None`` after a comparison of few."""
+    walked: int | None = rows[0][-1]
+    return walked
 
 
 def _statements(
@@ -229,6 +267,7 @@ def _statement(
         "query": vectors[search.query or ""],
         "needed": search.needed,
         "breadth": attempt.breadth,
+        "is_large": attempt.is_large,
     }
     build = _exact if attempt.is_exact else _guided
     return Statement(build(layout, search.condition.sql, is_bounded=bool(search.prefix)), params)
@@ -258,7 +297,8 @@ def _steering_text(layout: Layout) -> bytes:
         settings["hnsw.max_scan_tuples"] = "%(scan_tuples)s"
         settings["hnsw.scan_mem_multiplier"] = "'8'"
     calls = (f"set_config('{name}', {value}, true)" for name, value in settings.items())
-    return f"SELECT {', '.join(calls)}".encode()
+    # No row comes back: nobody reads one.
+    return f"SELECT WHERE concat({', '.join(calls)}) IS NULL".encode()
 
 
 @lru_cache(maxsize=256)
@@ -278,6 +318,7 @@ def _guided(layout: Layout, condition: str, *, is_bounded: bool) -> bytes:
     names["is_large"] = "false" if is_bounded else "size > few"
     is_filtered = condition != "true"
     names["within_walk"] = "true" if is_filtered else names["within"]
+    names["within_met"] = names["within"] if is_filtered else "true"
     names["end_of_walk"] = _END_OF_FILTERED_WALK if is_filtered else ""
     names["walk"] = _WALK.format(**names) if index.kind != "flat" else ""
     return _GUIDED.format(**names).encode()
@@ -289,10 +330,14 @@ def _exact(layout: Layout, condition: str, *, is_bounded: bool) -> bytes:
 
 
 def _names(layout: Layout, condition: str, *, is_bounded: bool) -> dict[str, str]:
+    cosine = layout.operator("cosine")
     return {
+        "has_direction": _HAS_DIRECTION.format(cosine=cosine)
+        if layout.indexed.distance != "cosine"
+        else "true",
         "store": layout.store,
         "vectors": layout.vectors,
-        "operator": layout.distance_operator,
+        "operator": layout.operator(layout.indexed.distance),
         "type": layout.embedding_type,
         "within": under("v.prefix") if is_bounded else "true",
         "within_store": under("s.prefix") if is_bounded else "true",

@@ -29,6 +29,7 @@ from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.nearest import nearest
 from langgraph_aurora_store.sql.put import Writes
 from langgraph_aurora_store.sql.search import Search
+from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
 from langgraph_aurora_store.sql.texts import Embedded, Text, checked, request
 
@@ -48,8 +49,12 @@ class Batch(NamedTuple):
     writes: Writes
 
 
-def converse(ops: Iterable[Op], layout: Layout) -> Conversation[list[Result]]:
+def converse(
+    ops: Iterable[Op], layout: Layout, sizes: Sizes | None = None
+) -> Conversation[list[Result]]:
     """Perform a batch; the result holds one entry per operation, in order.
+
+    ``sizes`` remembers from one batch to the next which namespaces are large.
 
     Raises:
         InvalidItemError, InvalidNamespaceError, InvalidFilterError, ConfigurationError: for an
@@ -61,7 +66,7 @@ def converse(ops: Iterable[Op], layout: Layout) -> Conversation[list[Result]]:
     new, due = yield from _read_at_once(batch, results, layout)
     queries = [s.query for s in batch.searches if s.query is not None]
     vectors = yield from _embed(new, queries, layout)
-    due += yield from _read_by_meaning(batch, vectors, results, layout)
+    due += yield from _read_by_meaning(batch, vectors, results, layout, sizes or Sizes())
     if due:
         yield from _renew(due, layout)
     if batch.writes.puts:
@@ -130,7 +135,7 @@ def _embed(
 
 
 def _read_by_meaning(
-    batch: Batch, vectors: Embedded, results: list[Result], layout: Layout
+    batch: Batch, vectors: Embedded, results: list[Result], layout: Layout, sizes: Sizes
 ) -> Conversation[list[Address]]:
     searches = [s for s in batch.searches if s.query is not None]
     if not searches:
@@ -138,7 +143,8 @@ def _read_by_meaning(
     # Cosine ranks nothing by a vector without a direction.
     lost = [s for s in searches if _is_lost(vectors.queries[s.query or ""], layout)]
     ranked = [s for s in searches if s not in lost]
-    due = _take(ranked, (yield from nearest(ranked, vectors.queries, layout)), results, layout)
+    found = yield from nearest(ranked, vectors.queries, layout, sizes)
+    due = _take(ranked, found, results, layout)
     if lost:
         replies = yield Run(tuple(search.recent(lost, layout)))
         due += _take(lost, replies, results, layout)
