@@ -49,8 +49,8 @@ def test_a_field_named_twice_is_indexed_once():
         ({"dims": 3, "ann_index_config": {"lists": 8}}, "'lists' has no meaning"),
         ({"dims": 3, "ann_index_config": {"m": 1}}, "m is a whole number from 2 to 100"),
         (
-            {"dims": 3, "ann_index_config": {"m": 40}},
-            "m=40 needs an ef_construction of at least 80",
+            {"dims": 3, "ann_index_config": {"m": 40, "ef_construction": 64}},
+            "m=40 needs an ef_construction of at least 80, not 64",
         ),
         (
             {"dims": 3, "ann_index_config": {"kind": "ivfflat", "lists": 8, "nlist": 9}},

@@ -247,6 +247,13 @@ def test_build_parameters_reach_the_index(owner):
     assert "hnsw (embedding vector_ip_ops) WITH (m='8', ef_construction='32')" in definition
 
 
+def test_an_index_is_built_with_care_unless_told_otherwise(owner):
+    """With pgvector's 64, one in twenty items unlike all others has no way to it."""
+    drive(setup(Layout(index=IndexSettings(dims=3, m=40))), owner)
+    definition = index_definition(owner, "store_vectors_embedding_idx")
+    assert "hnsw (embedding vector_cosine_ops) WITH (m='40', ef_construction='200')" in definition
+
+
 def test_flat_builds_no_approximate_index(database, owner):
     """Nor does it keep a later change of mind from building one, in the parent's record too."""
     flat = Layout(index=IndexSettings(dims=3, kind="flat"))

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from psycopg import sql
 
-from langgraph_aurora_store.config import Distance, IndexSettings
+from langgraph_aurora_store.config import EF_CONSTRUCTION, Distance, IndexSettings
 from langgraph_aurora_store.sql.catalog import (
     OUR_VERSIONS,
     STORE,
@@ -247,7 +247,8 @@ def vectors_table(index: IndexSettings, names: Names) -> Part:
 def embedding_index(index: IndexSettings, names: Names, vectors: int) -> Part:
     """The approximate index on the embeddings."""
     lists = lists_for(index, vectors) if index.kind == "ivfflat" else None
-    given = {"m": index.m, "ef_construction": index.ef_construction, "lists": lists}
+    ef_construction = index.ef_construction or EF_CONSTRUCTION if index.kind == "hnsw" else None
+    given = {"m": index.m, "ef_construction": ef_construction, "lists": lists}
     options = [f"{name} = {value}" for name, value in given.items() if value is not None]
     body = sql.SQL("USING {kind} (embedding {opclass}){options}").format(
         kind=sql.SQL(index.kind),
