@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import UserDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -525,6 +526,49 @@ def test_concurrent_batches_never_deadlock(engine: Engine, aurora: LocalAurora) 
     assert not failures
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        [PutOp(("n",), "b", {"text": "x"}), PutOp(("n",), "a", {"text": "y"})],
+        [PutOp(("n",), "b", None), PutOp(("n",), "a", None)],
+        [PutOp(("n",), "b", None), PutOp(("n",), "a", {"text": "y"})],
+        [PutOp(("n",), "b", {"text": "x"}), PutOp(("n",), "a", None)],
+        "namespace",
+    ],
+    ids=["puts", "deletes", "delete-put", "put-delete", "namespace"],
+)
+def test_rows_are_locked_in_the_order_of_their_keys(
+    engine: Engine, aurora: LocalAurora, work: list[PutOp] | str
+) -> None:
+    """Whatever the order of the operations, of the rows in the table and of the plan."""
+    engine.put("b", {"text": "b"})
+    engine.put("a", {"text": "a"})
+    mine = {key: {"prefix": "n", "key": key} for key in "ab"}
+    lock = "SELECT key FROM store WHERE key = %(key)s FOR UPDATE SKIP LOCKED"
+    waiting = (
+        "SELECT pg_sleep(0.01), count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def run() -> None:
+        with connected(aurora, "writes") as connection:
+            connection.execute("SET enable_nestloop = off")
+            vectors.register(connection, connection.execute(vectors.TYPES).fetchall())
+            if isinstance(work, str):
+                drive(delete_under(("n",), engine.layout), connection)
+            else:
+                Engine(connection, engine.layout).run(*work)
+
+    with ThreadPoolExecutor() as threads, connected(aurora, "writes") as holder:
+        with holder.transaction():
+            holder.execute(lock, mine["a"])
+            done = threads.submit(run)
+            while engine.sql(waiting)[0][1] == 0:
+                assert not done.done()
+            assert engine.connection.execute(lock, mine["b"]).fetchall() == [("b",)]
+        done.result()
+
+
 def _operation(generator: random.Random, key: str, turn: int) -> PutOp | GetOp:
     kind = generator.random()
     if kind < 0.2:
@@ -562,6 +606,29 @@ def test_a_ttl_is_exact_also_after_a_renewal(engine: Engine, ttl: float) -> None
     assert len(engine.runs) == 2
     assert life(engine, "k") == pytest.approx(timedelta(minutes=ttl), abs=timedelta(seconds=2))
     assert life(engine, "k") <= timedelta(minutes=ttl)
+
+
+def test_a_ttl_of_nothing_is_over_at_once(engine: Engine) -> None:
+    """And one minute to the parent, whose column has nothing shorter."""
+    engine.put("k", {}, ttl=0)
+    assert engine.get("k") is None
+    rows = engine.sql("SELECT expires_at = updated_at, ttl_minutes FROM store")
+    assert rows == [(True, 1)]
+
+
+@pytest.mark.parametrize("ttl", [90, 90.5, None])
+def test_an_update_sets_the_ttl_anew(engine: Engine, ttl: float | None) -> None:
+    """Longer, or none: nothing of the former one is left, exact or in whole minutes."""
+    whole = None if ttl is None else math.ceil(ttl)
+    exact = None if ttl == whole else timedelta(minutes=ttl or 0)
+    for former in (10, 10.5):
+        engine.put("k", {}, ttl=former)
+        engine.put("k", {}, ttl=ttl)
+        rows = engine.sql(
+            "SELECT (expires_at - updated_at) / 60, ttl_minutes, upper(lifetime) - lower(lifetime)"
+            " FROM store"
+        )
+        assert rows == [(ttl and timedelta(seconds=ttl), whole, exact)]
 
 
 def test_the_parents_ttl_counts_after_the_parents_write(engine: Engine) -> None:

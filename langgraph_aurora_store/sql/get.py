@@ -22,15 +22,14 @@ JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
 WHERE {alive}
 """
 
-# A row that someone else holds is being written or renewed anyway, so nobody waits for it; and
-# what is locked is locked in one order, so that nobody waits in a circle.
+# A row that someone else holds is being written or renewed anyway. So a renewal waits for nobody,
+# and in whatever order it locks, it is part of no circle.
 _RENEW = """
 WITH due AS MATERIALIZED (
     SELECT s.prefix, s.key
     FROM {addresses} AS w (prefix, key)
     JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
     WHERE {due} AND s.expires_at > now()
-    ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"
     FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE {store} AS s SET expires_at = now() + ({lifetime})
@@ -79,7 +78,7 @@ def items(gets: Sequence[Get], rows: Rows) -> tuple[dict[int, Item], list[Addres
 
 def renewal(due: Sequence[Address], layout: Layout) -> Statement:
     """Start the lives of these items anew."""
-    addresses = sorted(set(due))
+    addresses = dict.fromkeys(due)
     prefixes, keys = [a[0] for a in addresses], [a[1] for a in addresses]
     return Statement(_texts(layout).renew, {"prefixes": prefixes, "keys": keys})
 
