@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,11 @@ from langgraph_aurora_store.connect.pool import (
 )
 from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.errors import PoolClosedError
+from langgraph_aurora_store.forks import ForkSafeLock
+
+# Pools of the process that this one was forked from. psycopg_pool would end one that is collected
+# by its threads, which are not here, and under locks that one of them may have held.
+_inherited: list[object] = []
 
 
 class OwnPool:
@@ -28,7 +32,7 @@ class OwnPool:
     def __init__(self, connector: Connector, settings: PoolSettings) -> None:
         self._connector = connector
         self._settings = settings
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pool: AuroraPool | None = None
         self._made_by = 0
 
@@ -36,6 +40,8 @@ class OwnPool:
         """The open pool of this process."""
         with self._lock:
             if self._pool is None or self._made_by != os.getpid():
+                if self._pool is not None:
+                    _inherited.append(self._pool)
                 self._pool = make_pool(self._connector, self._settings)
                 self._pool.open()
                 self._made_by = os.getpid()
@@ -73,6 +79,7 @@ class AsyncOwnPool:
     def __init__(self, connector: Connector, settings: PoolSettings) -> None:
         self._connector = connector
         self._settings = settings
+        self._lock = ForkSafeLock()
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAuroraPool] = (
             weakref.WeakKeyDictionary()
         )
@@ -80,11 +87,12 @@ class AsyncOwnPool:
     async def get(self) -> AsyncAuroraPool:
         """The open pool of the running loop."""
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
+        with self._lock:
+            if pool := self._pools.get(loop):
+                return pool
             self._abandon_closed()
             pool = self._pools[loop] = make_async_pool(self._connector, self._settings)
-            await pool.open()
+        await pool.open()
         return pool
 
     @asynccontextmanager
@@ -106,7 +114,8 @@ class AsyncOwnPool:
 
     async def close(self) -> None:
         """Close the running loop's pool, if there is one."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        with self._lock:
+            pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             await pool.close()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
+from conftest import Database
 from langchain_core.embeddings import Embeddings
 from langgraph.store.postgres import AsyncPostgresStore
 from psycopg.conninfo import make_conninfo
@@ -148,3 +153,30 @@ def pool_of(store: Any) -> ConnectionPool | AsyncConnectionPool:
     pool = store.conn
     assert isinstance(pool, ConnectionPool | AsyncConnectionPool)
     return pool
+
+
+def arguments(database: Database, **changes: Any) -> dict[str, Any]:
+    """What `from_cluster` is called with to reach a test's database."""
+    cluster = database.cluster
+    return {
+        "cluster": cluster.identifier,
+        "user": cluster.user,
+        "database": database.name,
+        "session": cluster.session,
+        "sslrootcert": cluster.sslrootcert,
+        **changes,
+    }
+
+
+def in_process(database: Database, code: str) -> str:
+    """Run code in a process of its own, which knows the cluster by its environment only."""
+    environment = {**os.environ, **database.cluster.environment, "AURORA_DATABASE": database.name}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

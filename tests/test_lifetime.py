@@ -10,7 +10,8 @@ import psycopg
 import psycopg_pool
 import pytest
 from conftest import Database
-from stores import CLUSTER_KINDS, opened
+from stores import CLUSTER_KINDS, in_process, opened
+from stores import arguments as defaults
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.settings import PoolSettings
@@ -21,16 +22,7 @@ SMALL = PoolSettings(min_size=0, max_size=1, timeout_s=20)
 
 
 def arguments(database: Database, **changes: Any) -> dict[str, Any]:
-    cluster = database.cluster
-    return {
-        "cluster": cluster.identifier,
-        "user": cluster.user,
-        "database": database.name,
-        "session": cluster.session,
-        "sslrootcert": cluster.sslrootcert,
-        "pool": SMALL,
-        **changes,
-    }
+    return defaults(database, **{"pool": SMALL, **changes})
 
 
 def ask(store: AuroraStore) -> str:
@@ -176,3 +168,66 @@ async def test_open_waits_as_long_as_it_is_told_in_a_task(database: Database) ->
         with pytest.raises(PoolTimeoutError, match=r"0\.20 s"):
             await asyncio.wait_for(store.open(timeout_s=0.2), AT_ONCE_S)
     await store.close()
+
+
+# forked
+
+
+FORK = """
+    import os, signal, threading
+    from langgraph_aurora_store import AuroraStore
+    import boto3
+    held, go_on = threading.Event(), threading.Event()
+
+    class Slow(boto3.Session):
+        # Asked in another thread while this one forks; at once in the child.
+        def client(self, *args, **kwargs):
+            held.set()
+            go_on.wait()
+            return super().client(*args, **kwargs)
+
+    store = AuroraStore.from_cluster(session=Slow())
+    {hold}
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        go_on.set()
+        store.open()
+        store.close()
+        os._exit(0)
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+    store.open()
+    store.close()
+"""
+LOOKED_UP = """thread = threading.Thread(target=store.open); thread.start()"""
+MADE = """
+    def hold():
+        with store._conn._lock:
+            held.set()
+            go_on.wait()
+    thread = threading.Thread(target=hold)
+    thread.start()
+"""
+
+
+@pytest.mark.parametrize("hold", [LOOKED_UP, MADE], ids=["looked up", "made"])
+def test_a_child_forked_while_a_thread_connects_can_connect(database: Database, hold: str) -> None:
+    """The locks that the thread held are nobody's in the child."""
+    in_process(database, FORK.format(hold=hold.strip()))
+
+
+def test_loops_in_many_threads_share_a_store(database: Database) -> None:
+    """Each with a pool of its own, while others' come and go."""
+    settings = PoolSettings(min_size=0, max_size=1)
+    store = AsyncAuroraStore.from_cluster(**arguments(database, pool=settings))
+
+    async def use() -> None:
+        await aask(store)
+        await store.start_ttl_sweeper()
+        await store.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: asyncio.run(use()), range(40)))

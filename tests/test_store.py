@@ -2,10 +2,6 @@
 
 import asyncio
 import logging
-import os
-import subprocess
-import sys
-import textwrap
 import time
 import traceback
 from collections.abc import Callable
@@ -18,6 +14,7 @@ import psycopg
 import pytest
 from conftest import Database
 from langgraph.store.base import GetOp, InvalidNamespaceError
+from stores import arguments, in_process
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.credentials import IamCredentials
@@ -40,19 +37,6 @@ INDEX = {"embed": lambda texts: [embed(text, 16) for text in texts], "dims": 16}
 Visit = Callable[..., None]
 
 
-def arguments(database: Database, **changes: Any) -> dict[str, Any]:
-    """What `from_cluster` is called with to reach a test's database."""
-    cluster = database.cluster
-    return {
-        "cluster": cluster.identifier,
-        "user": cluster.user,
-        "database": database.name,
-        "session": cluster.session,
-        "sslrootcert": cluster.sslrootcert,
-        **changes,
-    }
-
-
 def run_blocking(changed: dict[str, Any]) -> None:
     with AuroraStore.from_cluster(**changed) as store:
         store.get(NS, "k")
@@ -70,20 +54,6 @@ def run_asyncio(changed: dict[str, Any]) -> None:
 def visit(request: pytest.FixtureRequest) -> Visit:
     """Make a store with some arguments changed, and use it for the first time."""
     return lambda database, **changes: request.param(arguments(database, **changes))
-
-
-def in_process(database: Database, code: str) -> str:
-    """Run code in a process of its own, which knows the cluster by its environment only."""
-    environment = {**os.environ, **database.cluster.environment, "AURORA_DATABASE": database.name}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # the path

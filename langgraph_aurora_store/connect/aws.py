@@ -6,7 +6,6 @@ botocore is imported when something is first asked of AWS, never with the packag
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from langgraph_aurora_store import config
 from langgraph_aurora_store.errors import CredentialsError
+from langgraph_aurora_store.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import boto3.session
@@ -54,7 +54,7 @@ class Aws:
     def __init__(self, session: Session | None = None) -> None:
         self._given = session
         self._session = session
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         self._signers: dict[str, RequestSigner] = {}
         self._emitter: BaseEventHooks | None = None  # signers refer to it weakly
 

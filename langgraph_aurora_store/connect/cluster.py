@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from langgraph_aurora_store.connect.names import (
     reader_host,
 )
 from langgraph_aurora_store.errors import ConfigurationError, HostNotFoundError
+from langgraph_aurora_store.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.connect.lookup import Description
@@ -78,7 +78,7 @@ class Cluster:
         self._database = database
         self._aws = session if isinstance(session, Aws) else Aws(session)
         self._environ = environ
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._description: Description | None = None
 
     def __repr__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -15,6 +14,7 @@ from langgraph_aurora_store.errors import (
     CredentialsError,
     IamAuthenticationDisabledError,
 )
+from langgraph_aurora_store.forks import ForkSafeLock
 
 # IAM tokens are accepted for 900 s: Aurora user guide, "IAM database authentication".
 TOKEN_LIFETIME_S = 900
@@ -184,7 +184,7 @@ class SecretsManagerCredentials:
         self._region = parts[3] if secret_id.startswith("arn:") and len(parts) > 6 else region
         self._aws = session if isinstance(session, Aws) else Aws(session)
         self._environ = environ
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._secret: Secret | None = None
 
     def __repr__(self) -> str:
