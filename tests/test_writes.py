@@ -616,6 +616,13 @@ def test_a_ttl_of_nothing_is_over_at_once(engine: Engine) -> None:
     assert rows == [(True, 1)]
 
 
+def test_the_longest_ttl_is_what_the_parents_column_holds(engine: Engine) -> None:
+    """Some four thousand years."""
+    engine.put("k", {}, ttl=2**31 - 1)
+    assert engine.sql("SELECT ttl_minutes FROM store") == [(2**31 - 1,)]
+    assert engine.get("k") is not None
+
+
 @pytest.mark.parametrize("ttl", [90, 90.5, None])
 def test_an_update_sets_the_ttl_anew(engine: Engine, ttl: float | None) -> None:
     """Longer, or none: nothing of the former one is left, exact or in whole minutes."""
@@ -685,17 +692,18 @@ def test_what_has_expired_is_gone(engine: Engine) -> None:
     assert engine.sql("SELECT count(*) FROM store WHERE expires_at > now()") == [(0,)]
 
 
-def test_what_expires_while_it_is_read_is_not_renewed(engine: Engine) -> None:
-    """Between the read and the renewal its time may run out."""
+@pytest.mark.parametrize("minutes", [-2, 9], ids=["expired", "renewed"])
+def test_what_changes_while_it_is_read_is_not_renewed(engine: Engine, minutes: int) -> None:
+    """Between the read and the renewal its time may run out, or another reader renew it."""
     engine.put("k", {}, ttl=10)
     age(engine, "k", 9)
     flow = converse([GetOp(("n",), "k")], engine.layout)
     (read,) = next(flow).statements
     rows = engine.connection.execute(read.sql, read.params).fetchall()
-    age(engine, "k", 2)
+    age(engine, "k", -minutes)
     (renewal,) = flow.send([Rows(rows)]).statements
     assert engine.connection.execute(renewal.sql, renewal.params).rowcount == 0
-    assert life(engine, "k") < timedelta()
+    assert life(engine, "k") < timedelta(minutes=1 + minutes)
 
 
 def test_a_put_onto_an_expired_item_makes_a_new_one(engine: Engine) -> None:
