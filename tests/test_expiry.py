@@ -44,6 +44,14 @@ def test_what_has_expired_goes_and_the_rest_stays(owner):
     assert left(owner) == left(owner, "store_vectors") == {"young": 3, "kept": 1}
 
 
+def test_what_expires_at_this_moment_goes(owner):
+    """No read returns it from then on."""
+    with owner.transaction():
+        put(owner, 1, prefix="now", minutes=0)
+        (statement,) = next(sweep(WITH_VECTORS)).statements
+        assert owner.execute(*statement).rowcount == 1
+
+
 def test_nothing_expired_is_nothing_swept(owner):
     """One round trip, and no row touched."""
     put(owner, 3, prefix="young", minutes=1)

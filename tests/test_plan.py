@@ -142,6 +142,17 @@ def test_gets_of_many_namespaces_are_one_statement(engine: Engine) -> None:
     assert found[-1].value == {"at": ["n0"]}
 
 
+def test_a_namespace_given_as_a_list_is_answered_as_a_tuple(engine: Engine) -> None:
+    """As an item has it from every other read."""
+    engine.run(PutOp(["n", "m"], "k", {"text": "a"}))  # type: ignore[arg-type]
+    gotten, (found,), (near,) = engine.run(
+        GetOp(["n", "m"], "k"),  # type: ignore[arg-type]
+        SearchOp(["n", "m"]),  # type: ignore[arg-type]
+        SearchOp(["n", "m"], query="a"),  # type: ignore[arg-type]
+    )
+    assert gotten.namespace == found.namespace == near.namespace == ("n", "m")
+
+
 def test_reads_without_vectors_share_a_round_trip(engine: Engine) -> None:
     """Gets, the newest items and namespaces."""
     engine.put("k", {"v": 1})

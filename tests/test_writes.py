@@ -610,8 +610,10 @@ def test_a_ttl_is_exact_also_after_a_renewal(engine: Engine, ttl: float) -> None
 
 def test_a_ttl_of_nothing_is_over_at_once(engine: Engine) -> None:
     """And one minute to the parent, whose column has nothing shorter."""
-    engine.put("k", {}, ttl=0)
-    assert engine.get("k") is None
+    with engine.connection.transaction():
+        engine.put("k", {}, ttl=0)
+        assert engine.get("k") is None
+        assert engine.search("n") == []
     rows = engine.sql("SELECT expires_at = updated_at, ttl_minutes FROM store")
     assert rows == [(True, 1)]
 
