@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
+from langgraph.store.base import tokenize_path
+
+from langgraph_aurora_store.arguments import check, within
 from langgraph_aurora_store.errors import ConfigurationError
 
 Distance: TypeAlias = Literal["cosine", "l2", "inner_product"]
@@ -33,6 +36,10 @@ _BUILD_KEYS: Mapping[IndexKind, tuple[str, ...]] = {
 _INDEX_KEYS = ("ann_index_config", "dims", "distance_type", "embed", "fields")
 _ANN_KEYS = ("ef_construction", "kind", "lists", "m", "nlist", "vector_type")
 _TTL_KEYS = ("default_ttl", "omit_expired", "refresh_on_read", "sweep_interval_minutes")
+# The parts of a path that are in brackets: an item of a list or all of them, or several fields.
+_BRACKETS = re.compile(r"\[(?:\*|-?\d+)\]|\{[^{}]+\}")
+# ttl_minutes is an INT, and threads wait for no longer than some hundred years.
+_LONGEST_MINUTES = {"default_ttl": 2**31 - 1, "sweep_interval_minutes": 525_600}
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -64,7 +71,7 @@ class IndexSettings:
     lists: int | None = None
 
     def __post_init__(self) -> None:
-        _within("dims", self.dims, 1, MAX_DIMS)
+        within("dims", self.dims, 1, MAX_DIMS)
         limit = MAX_INDEXED_DIMS[self.vector_type]
         if self.kind != "flat" and self.dims > limit:
             fits_halfvec = self.dims <= MAX_INDEXED_DIMS["halfvec"]
@@ -76,7 +83,7 @@ class IndexSettings:
             )
         for name, (low, high) in _BUILD_RANGES.items():
             if (value := getattr(self, name)) is not None:
-                _within(name, value, low, high)
+                within(name, value, low, high)
         # pgvector, hnsw.h: m is 16 by default, and ef_construction at least twice m.
         least = 2 * (self.m or 16)
         if self.ef_construction is not None and self.ef_construction < least:
@@ -99,6 +106,7 @@ class IndexSettings:
             ConfigurationError: for an unknown key, a value out of range, or dimensions that are
                 unknown, or that differ between ``index`` and the model.
         """
+        check(index=index)
         # The parent keeps what it derived from a configuration in the same mapping, under "__".
         _known_keys("index=", (key for key in index if not key.startswith("__")), _INDEX_KEYS)
         ann = index.get("ann_index_config") or {}
@@ -138,7 +146,8 @@ class TtlSettings:
         Raises:
             ConfigurationError: for an unknown key or a value that is not a positive number.
         """
-        ttl = ttl or {}
+        check(ttl=ttl)
+        ttl = {} if ttl is None else ttl
         _known_keys("ttl=", ttl, _TTL_KEYS)
         for name in ("refresh_on_read", "omit_expired"):
             if not isinstance(ttl.get(name, True), bool):
@@ -169,18 +178,12 @@ def _one_of(name: str, value: object, choices: tuple[_Choice, ...]) -> _Choice:
     raise ConfigurationError(f"{name} is one of {', '.join(choices)}, not {value!r}")
 
 
-def _within(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigurationError(f"{name} is a whole number from {low} to {high}, not {value!r}")
-    return value
-
-
 def _dims(configured: object, of_model: int | None) -> int:
     if configured is None and of_model is None:
         raise ConfigurationError(
             "the embedding model's dimensions are unknown; pass index={'dims': ...}"
         )
-    size = _within("dims", of_model if configured is None else configured, 1, MAX_DIMS)
+    size: int = within("dims", of_model if configured is None else configured, 1, MAX_DIMS)
     if of_model not in (None, size):
         raise ConfigurationError(
             f"index= says {size} dims, but the embedding model returns {of_model};"
@@ -196,7 +199,19 @@ def _fields(fields: object) -> tuple[str, ...]:
     for path in paths:
         if not isinstance(path, str) or not path.strip():
             raise ConfigurationError(f"fields holds a path that is not text: {path!r}")
+        if not all(map(_is_token, tokenize_path(path))):
+            raise ConfigurationError(
+                f"fields holds a path whose brackets mean nothing: {path!r}; paths are written like"
+                " 'a.b', 'a[0].b', 'a[*].b' and '{a,b}'"
+            )
     return tuple(dict.fromkeys(paths))
+
+
+def _is_token(token: str) -> bool:
+    """Whether a part of a path is one that can find something."""
+    if token[0] in "[{":
+        return bool(_BRACKETS.fullmatch(token))
+    return not set(token) & set("]}")
 
 
 def _build_parameters(kind: IndexKind, ann: Mapping[str, object]) -> dict[str, int]:
@@ -207,7 +222,7 @@ def _build_parameters(kind: IndexKind, ann: Mapping[str, object]) -> dict[str, i
         if key not in _BUILD_KEYS[kind]:
             raise ConfigurationError(f"{key!r} has no meaning for an index of kind {kind!r}")
         name = "lists" if key == "nlist" else key
-        if given.setdefault(name, _within(key, value, *_BUILD_RANGES[name])) != value:
+        if given.setdefault(name, within(key, value, *_BUILD_RANGES[name])) != value:
             raise ConfigurationError("'lists' and 'nlist' are one setting; pass one of them")
     return given
 
@@ -215,9 +230,13 @@ def _build_parameters(kind: IndexKind, ann: Mapping[str, object]) -> dict[str, i
 def _minutes(name: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{name} is a positive number of minutes or None, not {value!r}")
-    return float(value)
+    longest = _LONGEST_MINUTES[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < cast("float", value) <= longest:
+        raise ConfigurationError(
+            f"{name} is a positive number of minutes or None, not {value!r}; {longest} at most"
+        )
+    return float(cast("float", value))
 
 
 class ConnectDefaults(NamedTuple):

@@ -13,6 +13,7 @@ from uuid import uuid4
 import psycopg
 from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchOp, tokenize_path
 
+from langgraph_aurora_store.arguments import check
 from langgraph_aurora_store.config import IndexSettings, TtlSettings
 from langgraph_aurora_store.embeddings import resolve
 from langgraph_aurora_store.embeddings.identity import identify
@@ -69,6 +70,11 @@ class Engine:
         session: Any = None,
         region: str | None = None,
     ) -> None:
+        check(index=index, ttl=ttl, schema=schema)
+        if index is not None:
+            # All of it that a first look can tell, whatever the model has to say of its dimensions.
+            IndexSettings.from_config(index, 1 if index.get("dims") is None else None)
+            check(embed=index.get("embed"))
         self.ttl = TtlSettings.from_config(ttl)
         self.embeddings: Embeddings | None = None
         self.ttl_config = ttl
@@ -154,11 +160,11 @@ class Engine:
 
     def ready(self) -> Conversation[Layout]:
         """The layout, once the database has been seen to hold what it says."""
-        from langgraph_aurora_store.sql.drift import check
+        from langgraph_aurora_store.sql.drift import check as look
 
         if self._ready is None:
             layout = yield from self.layout()
-            return self._found(layout, (yield from check(layout)))
+            return self._found(layout, (yield from look(layout)))
         return self._ready
 
     def forget(self) -> None:

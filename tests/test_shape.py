@@ -30,6 +30,7 @@ MOST_LINES = 355
 # is a room of its own, as is each of the folders.
 ROOMS = [
     ["errors", "version"],
+    ["arguments"],
     ["config", "forks", "loops", "lost_writes"],
     ["connect", "embeddings", "local", "sql", "tick", "vectors"],
     ["cli", "engine", "lifetime"],

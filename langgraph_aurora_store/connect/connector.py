@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langgraph_aurora_store import config
+from langgraph_aurora_store.arguments import check
 from langgraph_aurora_store.connect.aws import Aws, Session
 from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
 from langgraph_aurora_store.connect.credentials import (
@@ -160,6 +161,16 @@ def make_connector(
     Raises:
         ConfigurationError: something is missing or wrong, naming parameter and variable.
     """
+    check(
+        cluster=cluster,
+        user=user,
+        database=database,
+        region=region,
+        port=port,
+        endpoint=endpoint,
+        session=session,
+        credentials=credentials,
+    )
     defaults = config.connect_defaults(environ)
     aws = Aws(session)
     named = partial(Cluster, region=region, port=port, session=aws, environ=environ)

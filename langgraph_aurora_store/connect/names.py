@@ -31,6 +31,7 @@ _ARN = re.compile(
 )
 # RDS API reference, CreateDBCluster: 1 to 63 letters, numbers or hyphens, the first a letter.
 _IDENTIFIER = re.compile(r"[A-Za-z](?:-?[A-Za-z0-9])*")
+_LONGEST_LABEL = 63  # RFC 1035
 _HOST = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_:])?")
 
 
@@ -75,6 +76,11 @@ def parse_host(host: str) -> EndpointName:
         ConfigurationError: not a host name, for instance a URL or a host with its port.
     """
     name = host.lower().removesuffix(".")
+    if any(len(label) > _LONGEST_LABEL for label in name.split(".")):
+        raise ConfigurationError(
+            f"{_shown(host)} is not a host name: a part between its dots is longer than"
+            f" {_LONGEST_LABEL} characters"
+        )
     if not _HOST.fullmatch(name) or name.count(":") == 1:
         raise ConfigurationError(
             f"{_shown(host)} is not a host name; pass the bare name, and the port as port="

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
+from langgraph_aurora_store.arguments import within
 from langgraph_aurora_store.errors import ConfigurationError
 
 Profile: TypeAlias = Literal["service", "lambda"]
+
+_MOST_CONNECTIONS = 262_143  # of a server: MAX_BACKENDS in PostgreSQL's source
+_A_YEAR_S = 31_536_000
+# The least and the most that psycopg_pool, libpq (milliseconds in 32 bits) and Linux (tcp.h) take.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "min_size": (0, _MOST_CONNECTIONS),
+    "max_size": (1, _MOST_CONNECTIONS),
+    "timeout_s": (0.001, _A_YEAR_S),
+    "connect_timeout_s": (1, 2_147_483),
+    "check_after_idle_s": (0, _A_YEAR_S),
+    "max_idle_s": (0.001, _A_YEAR_S),
+    "max_lifetime_s": (0.001, _A_YEAR_S),
+    "tcp_user_timeout_s": (0.001, 2_147_483),
+    "keepalives_idle_s": (1, 32_767),
+    "keepalives_interval_s": (1, 32_767),
+    "keepalives_count": (1, 127),
+    "max_waiting": (0, 1_000_000_000),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +68,15 @@ class PoolSettings:
     max_waiting: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_size <= self.max_size or self.max_size < 1:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or "None" not in str(field.type):
+                within(field.name, value, *_RANGES[field.name], whole=field.type == "int")
+        if self.min_size > self.max_size:
             raise ConfigurationError(
-                "a pool needs 0 <= min_size <= max_size and max_size >= 1, not"
+                "a pool needs min_size <= max_size, not"
                 f" min_size={self.min_size}, max_size={self.max_size}"
             )
-        for name in ("timeout_s", "connect_timeout_s", "max_idle_s", "max_lifetime_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} must be more than 0, not {getattr(self, name)}")
 
     @classmethod
     def service(cls) -> PoolSettings:

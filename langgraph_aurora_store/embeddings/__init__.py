@@ -88,11 +88,14 @@ def _named(
     try:
         return Resolved(ensure_embeddings(name), dims)
     except (ImportError, ValueError) as error:
-        raise ConfigurationError(f"embed={name!r}: {error}. {_KNOWN}") from error
+        # LangChain's further lines list every provider of its own.
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigurationError(f"embed={name!r}: {reason}. {_KNOWN}") from error
 
 
 _KNOWN = (
     f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
+    "LangChain's providers need pip install langchain langchain-PROVIDER. "
     "Any LangChain Embeddings object or function from texts to vectors can be passed instead"
 )
 

@@ -1,0 +1,114 @@
+"""What callers may pass: one table of it, and how a mistake in it is told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from langgraph_aurora_store.errors import ConfigurationError
+
+# Longer identifiers PostgreSQL cuts off: https://www.postgresql.org/docs/current/limits.html
+_LONGEST_IDENTIFIER = 63
+_REGION = re.compile(r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}")
+
+
+class _Wanted(NamedTuple):
+    """Whether a value is right, and in words what would be."""
+
+    is_right: Callable[[Any], bool]
+    words: str
+    is_secret: bool = False
+    is_required: bool = False
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _has(*names: str) -> Callable[[object], bool]:
+    return lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def _is_port(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_535
+
+
+def _is_schema(value: object) -> bool:
+    return _is_text(value) and len(str(value).encode(errors="replace")) <= _LONGEST_IDENTIFIER
+
+
+def _is_region(value: object) -> bool:
+    return isinstance(value, str) and bool(_REGION.fullmatch(value))
+
+
+def _embeds(value: object) -> bool:
+    return _is_text(value) or _has("embed_documents")(value) or _has("__call__")(value)
+
+
+_TEXT = "text that is not empty and holds no NUL character"
+_ARGUMENTS: Mapping[str, _Wanted] = {
+    "cluster": _Wanted(_is_text, "the identifier, ARN or endpoint of a cluster, or leave it out"),
+    "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),
+    "user": _Wanted(_is_text, f"{_TEXT}, or leave it out and set AURORA_USER"),
+    "database": _Wanted(_is_text, f"{_TEXT}, or leave it out and set AURORA_DATABASE"),
+    "region": _Wanted(_is_region, "a region such as 'us-east-1', or leave it out"),
+    "port": _Wanted(_is_port, "a whole number from 1 to 65535, or leave it out"),
+    "session": _Wanted(_has("get_credentials"), "a boto3.Session, or leave it out", is_secret=True),
+    "credentials": _Wanted(
+        _has("login", "method", "refused"),
+        "PasswordCredentials(...) or SecretsManagerCredentials(...), or leave it out",
+        is_secret=True,
+    ),
+    "schema": _Wanted(
+        _is_schema, f"{_TEXT}, of {_LONGEST_IDENTIFIER} bytes at most, or leave it out"
+    ),
+    "index": _Wanted(
+        lambda value: isinstance(value, Mapping),
+        "a mapping, {'embed': 'bedrock:amazon.titan-embed-text-v2:0', 'fields': ['content']}",
+    ),
+    "ttl": _Wanted(lambda value: isinstance(value, Mapping), "a mapping, {'default_ttl': 60}"),
+    "embed": _Wanted(
+        _embeds,
+        "'bedrock:<model id>', 'openai:<model>', an instance of a LangChain Embeddings class, or a"
+        " function from texts to vectors",
+        is_required=True,
+    ),
+}
+
+
+def check(**given: object) -> None:
+    """Refuse the first of these arguments that is wrong; most may be left out, as ``None``.
+
+    Raises:
+        ConfigurationError: naming the argument, its value unless that may be a secret, and what
+            to pass.
+    """
+    for name, value in given.items():
+        wanted = _ARGUMENTS[name]
+        is_left_out = value is None and not wanted.is_required
+        if not (is_left_out or wanted.is_right(value)):
+            raise ConfigurationError(f"{name}{_shown(value, wanted)} is wrong: pass {wanted.words}")
+
+
+def within(name: str, value: object, low: float, high: float, *, whole: bool = True) -> Any:
+    """The value, where it is a number in a range.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    kind = int if whole else int | float
+    # Comparisons are false for NaN.
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        words = "whole number" if whole else "number"
+        raise ConfigurationError(f"{name} is a {words} from {low} to {high}, not {value!r}")
+    return value
+
+
+def _shown(value: object, wanted: _Wanted) -> str:
+    if isinstance(value, type):
+        return f"=, the class {value.__name__},"
+    if wanted.is_secret:
+        return f"= of type {type(value).__name__}"
+    text = repr(value)
+    return f"={text[:60]}..." if len(text) > 80 else f"={text}"
