@@ -114,6 +114,36 @@ def test_an_older_pgvector_is_asked_for_what_it_knows() -> None:
         flow.throw(psycopg.errors.InvalidName("another"))
 
 
+@pytest.mark.parametrize("at_most", [1, 2, 3, 50])
+def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None:
+    """Each finishes its own, and together they do what the batch would."""
+    engine.run(*(PutOp(("old",), f"k{i}", {"text": f"t{i}"}) for i in range(3)))
+    ops = [
+        *(PutOp(("n",), f"k{i % 9}", {"text": f"t{i}"}) for i in range(14)),
+        *(SearchOp(("old",), query=f"t{i % 3}", limit=1) for i in range(5)),
+        GetOp(("old",), "k2"),
+        SearchOp(("old",), query=" ", limit=1),
+        PutOp(("old",), "k0", None),
+    ]
+    prepared = drive(prepare(ops, engine.layout), engine.connection, embed, engine.steps)
+    parts = apart(prepared, at_most)
+    assert len(parts) == min(at_most, (9 + 1 + 5) // 4)
+    results: dict[int, Any] = {}
+    for part in reversed(parts):
+        done = drive(finish(part, engine.layout, Sizes()), engine.connection)
+        results |= dict(zip(part.places, done, strict=True))
+        for key in range(9):
+            places = {place for place in range(14) if place % 9 == key}
+            assert not places & set(part.places) or places <= set(part.places)
+    assert sorted(results) == list(range(len(ops)))
+    assert [results[place][0].key for place in range(14, 19)] == ["k0", "k1", "k2", "k0", "k1"]
+    assert (results[19].key, results[20][0].key) == ("k2", "k2")
+    values = {item.key: item.value["text"] for item in engine.search("n")}
+    assert values == {f"k{i % 9}": f"t{i}" for i in range(14)}
+    assert engine.sql("SELECT count(*) FROM store_vectors WHERE prefix = 'n'") == [(9,)]
+    assert keys(engine.search("old")) == ["k2", "k1"]
+
+
 def test_an_operation_of_another_kind_is_refused() -> None:
     """By its name."""
     with pytest.raises(TypeError, match="tuple"):
@@ -235,12 +265,44 @@ def test_namespaces_are_listed_as_in_memory(
         assert engine.run(op) == memory.batch([op])
 
 
+def test_a_namespace_that_does_not_match_hides_none_that_does(engine: Engine) -> None:
+    """Though both are cut to the same."""
+    engine.run(PutOp(("a", "b"), "k", {}), PutOp(("a", "c"), "k", {}), PutOp(("b", "b"), "k", {}))
+    suffix = MatchCondition("suffix", ("c",))
+    assert engine.run(ListNamespacesOp((suffix,), max_depth=1)) == [[("a",)]]
+
+
+def test_a_namespace_may_go_on_with_the_lowest_character_there_is(engine: Engine) -> None:
+    """Right above a namespace come those that are longer by a control character."""
+    stored = [("a",), ("a\x01",), ("a\x01\x01",), ("a", "\x01"), ("a\x02",), ("b",)]
+    engine.run(*(PutOp(namespace, "k", {}) for namespace in stored))
+    assert engine.run(ListNamespacesOp()) == [sorted(stored)]
+    top = [("a",), ("a\x01",), ("a\x01\x01",), ("a\x02",), ("b",)]
+    assert engine.run(ListNamespacesOp(max_depth=1)) == [top]
+
+
+def test_one_probe_passes_all_that_is_cut_to_the_same(engine: Engine) -> None:
+    """However many namespaces lie below."""
+    engine.sql(
+        "INSERT INTO store (prefix, key, value)"
+        " SELECT i % 3 || '.' || i, 'k', '{}' FROM generate_series(1, 600) AS i"
+    )
+    engine.run(ListNamespacesOp(max_depth=1))
+    _, listing = engine.runs[0].statements
+    explain = b"EXPLAIN (ANALYZE, TIMING off, SUMMARY off, COSTS off) " + listing.sql
+    plan = [row[0] for row in engine.connection.execute(explain, listing.params)]
+    (walk,) = [line for line in plan if "Recursive Union" in line]
+    # Where it begins and what the three probes find.
+    assert "rows=4 " in walk, plan
+
+
 def test_more_namespaces_than_are_probed_are_listed(engine: Engine) -> None:
     """Where one look at every row is cheaper than a probe for each namespace."""
     engine.sql(
         "INSERT INTO store (prefix, key, value)"
         " SELECT 'u.' || i || '.' || i % 2, 'k', '{}' FROM generate_series(1, 21000) AS i"
     )
+    engine.run(PutOp(("u", "expired"), "k", {}, ttl=0), PutOp(("v",), "k", {}))
     prefix = MatchCondition("prefix", ("u",))
     (everything,) = engine.run(ListNamespacesOp((prefix,), limit=30_000))
     assert len(everything) == 21_000
@@ -252,7 +314,7 @@ def test_more_namespaces_than_are_probed_are_listed(engine: Engine) -> None:
     )
     assert len(odd) == 10_500
     (top,) = engine.run(ListNamespacesOp(max_depth=1))
-    assert top == [("u",)]
+    assert top == [("u",), ("v",)]
 
 
 @pytest.mark.parametrize(
