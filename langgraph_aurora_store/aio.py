@@ -22,6 +22,7 @@ from langgraph_aurora_store.engine import Engine
 from langgraph_aurora_store.lifetime import AsyncOwnPool
 from langgraph_aurora_store.loops import call_from_thread, running_loop
 from langgraph_aurora_store.lost_writes import lost_writes_logged
+from langgraph_aurora_store.sql.plan import Prepared
 from langgraph_aurora_store.sweeper import sweep_for_ever
 from langgraph_aurora_store.tick import Tick
 
@@ -294,7 +295,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def _tick(self) -> Tick:
         loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
-            tick = self._ticks[loop] = Tick(self._batch)
+            tick = self._ticks[loop] = Tick(self._prepare, self._finish)
         return tick
 
     async def _submit(self, ops: Sequence[Op]) -> list[Result]:
@@ -304,3 +305,12 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     async def _batch(self, ops: Iterable[Op]) -> list[Result]:
         return await self._driver.drive(self._engine.batch(ops), self.connection)
+
+    async def _prepare(self, ops: Sequence[Op]) -> list[Prepared]:
+        # Half of the pool: there may be writes and searches.
+        pool = self.conn if isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)) else None
+        flow = self._engine.prepare(ops, at_most=pool.max_size // 2 if pool else 1)
+        return await self._driver.drive(flow, self.connection)
+
+    async def _finish(self, part: Prepared) -> list[Result]:
+        return await self._driver.drive(self._engine.finish(part), self.connection)

@@ -25,7 +25,7 @@ from langgraph_aurora_store.errors import (
 )
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
-from langgraph_aurora_store.sql.plan import converse
+from langgraph_aurora_store.sql.plan import Prepared, apart, converse, finish, prepare
 from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Conversation, Embed, Label
 from langgraph_aurora_store.vectors import Knowledge
@@ -109,6 +109,19 @@ class Engine:
         """The results of a batch of operations, in order; all of its writes or none."""
         known = [self._with_defaults(op) for op in ops]
         return (yield from self._on_tables(lambda layout: converse(known, layout, self._sizes)))
+
+    def prepare(self, ops: Iterable[Op], *, at_most: int) -> Conversation[list[Prepared]]:
+        """Operations that need not take effect together, embedded at once, in parts to `finish`.
+
+        The parts, ``at_most`` so many, may be finished side by side.
+        """
+        known = [self._with_defaults(op) for op in ops]
+        prepared = yield from self._on_tables(lambda layout: prepare(known, layout))
+        return apart(prepared, at_most)
+
+    def finish(self, part: Prepared) -> Conversation[list[Result]]:
+        """The results of a part, in the order of its places."""
+        return (yield from self._on_tables(lambda layout: finish(part, layout, self._sizes)))
 
     def setup(self) -> Conversation[None]:
         """Bring the database to what this store needs."""

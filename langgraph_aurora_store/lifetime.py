@@ -79,6 +79,7 @@ class AsyncOwnPool:
     def __init__(self, connector: Connector, settings: PoolSettings) -> None:
         self._connector = connector
         self._settings = settings
+        self.max_size = settings.max_size
         self._lock = ForkSafeLock()
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAuroraPool] = (
             weakref.WeakKeyDictionary()

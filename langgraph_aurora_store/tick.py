@@ -7,16 +7,20 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
 
 from langgraph_aurora_store.lost_writes import log_lost_writes
 
+if TYPE_CHECKING:
+    from langgraph_aurora_store.sql.plan import Prepared
+
 logger = logging.getLogger(__name__)
 
-RunBatch: TypeAlias = Callable[[Sequence[Op]], Awaitable[list[Result]]]
+Prepare: TypeAlias = Callable[[Sequence[Op]], Awaitable["Sequence[Prepared]"]]
+Finish: TypeAlias = Callable[["Prepared"], Awaitable[Sequence[Result]]]
 # Errors that psycopg takes for operational and that one operation's rows can bring about.
 _OF_ONE = (
     psycopg.errors.DeadlockDetected,
@@ -34,13 +38,15 @@ class Tick:
     """Gathers single operations and runs them together, each with a fate of its own.
 
     Reads, searches by meaning and writes are a group each, so that what needs no embedding never
-    waits for what does. When a group fails for a reason that may lie in one of its members, each
-    member is run alone, those on one key in their order. Cancelling a caller abandons its result
-    and disturbs nobody. Bound to the running loop; not thread-safe.
+    waits for what does. A group shares its requests to the embedding model, and is finished in
+    parts side by side. When one fails for a reason that may lie in one of its members, each member
+    is run alone, those on one key in their order. Cancelling a caller abandons its result and
+    disturbs nobody. Bound to the running loop; not thread-safe.
     """
 
-    def __init__(self, run: RunBatch) -> None:
-        self._run = run
+    def __init__(self, prepare: Prepare, finish: Finish) -> None:
+        self._prepare = prepare
+        self._finish = finish
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,11 +103,20 @@ class Tick:
         if not group:
             return
         try:
-            results = await self._run([op for op, _ in group])
+            parts = await self._prepare([op for op, _ in group])
         except Exception as exc:
             self._failed(group, exc)
         else:
-            for (_, future), result in zip(group, results, strict=True):
+            await asyncio.gather(*(self._settle_part(part, group) for part in parts))
+
+    async def _settle_part(self, part: Prepared, group: Sequence[_Waiting]) -> None:
+        settled = [group[place] for place in part.places]
+        try:
+            results = await self._finish(part)
+        except Exception as exc:
+            self._failed(settled, exc)
+        else:
+            for (_, future), result in zip(settled, results, strict=True):
                 if not future.done():
                     future.set_result(result)
 

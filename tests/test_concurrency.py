@@ -416,6 +416,25 @@ async def test_operations_of_one_tick_share_one_request_to_the_model(
     assert sorted(model.queries) == sorted(set(queries))
 
 
+@on("asyncio-pool")
+async def test_a_tick_s_operations_do_not_wait_in_one_line(
+    store: Twin, model: Model, aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """A key that someone holds holds up a part of its neighbours at most; they share a request."""
+    await store.put(("a",), "k0", {"text": "before"})
+    with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
+        other.execute("SELECT FROM store WHERE key = 'k0' FOR UPDATE")
+        calls = [
+            asyncio.create_task(store.put(("a",), f"k{i}", {"text": f"tea {i}"})) for i in range(16)
+        ]
+        done, waiting = await asyncio.wait(calls, timeout=LONG_S, return_when="FIRST_COMPLETED")
+        assert done
+        assert calls[0] in waiting
+    await asyncio.wait_for(asyncio.gather(*calls), LONG_S)
+    assert sorted(keys_stored(sql)) == sorted(f"k{i}" for i in range(16))
+    assert [len(request) for request in model.documents] == [1, 16]
+
+
 @on(*ASYNCIO)
 @pytest.mark.parametrize(
     "fault", ["value", "namespace", "key", "type", "length", "model", *REFUSALS]

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from driver import drive
-from engine import Engine, made
+from engine import Engine, embed, made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langgraph.store.base import (
@@ -26,7 +26,8 @@ from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.local import LocalAurora
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under
-from langgraph_aurora_store.sql.plan import converse
+from langgraph_aurora_store.sql.plan import apart, converse, finish, prepare
+from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Embed, Rows, Run, Vectors
 
 LAYOUT = Layout(index=IndexSettings(dims=2, fields=("text",)))
@@ -118,12 +119,13 @@ def test_an_older_pgvector_is_asked_for_what_it_knows() -> None:
 def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None:
     """Each finishes its own, and together they do what the batch would."""
     engine.run(*(PutOp(("old",), f"k{i}", {"text": f"t{i}"}) for i in range(3)))
+    engine.run(PutOp(("gone",), "k", {"text": "t"}))
     ops = [
         *(PutOp(("n",), f"k{i % 9}", {"text": f"t{i}"}) for i in range(14)),
         *(SearchOp(("old",), query=f"t{i % 3}", limit=1) for i in range(5)),
         GetOp(("old",), "k2"),
         SearchOp(("old",), query=" ", limit=1),
-        PutOp(("old",), "k0", None),
+        PutOp(("gone",), "k", None),
     ]
     prepared = drive(prepare(ops, engine.layout), engine.connection, embed, engine.steps)
     parts = apart(prepared, at_most)
@@ -137,11 +139,11 @@ def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None
             assert not places & set(part.places) or places <= set(part.places)
     assert sorted(results) == list(range(len(ops)))
     assert [results[place][0].key for place in range(14, 19)] == ["k0", "k1", "k2", "k0", "k1"]
-    assert (results[19].key, results[20][0].key) == ("k2", "k2")
+    assert (results[19].key, results[20][0].key) == ("k2", "k0")
     values = {item.key: item.value["text"] for item in engine.search("n")}
     assert values == {f"k{i % 9}": f"t{i}" for i in range(14)}
     assert engine.sql("SELECT count(*) FROM store_vectors WHERE prefix = 'n'") == [(9,)]
-    assert keys(engine.search("old")) == ["k2", "k1"]
+    assert engine.search("gone") == []
 
 
 def test_an_operation_of_another_kind_is_refused() -> None:
@@ -294,6 +296,19 @@ def test_one_probe_passes_all_that_is_cut_to_the_same(engine: Engine) -> None:
     (walk,) = [line for line in plan if "Recursive Union" in line]
     # Where it begins and what the three probes find.
     assert "rows=4 " in walk, plan
+
+
+@pytest.mark.parametrize("count", [19_999, 20_000, 20_001])
+def test_as_many_namespaces_as_are_probed_are_listed(engine: Engine, count: int) -> None:
+    """And one less, and one more."""
+    engine.sql(
+        "INSERT INTO store (prefix, key, value)"
+        " SELECT 'u.' || i, 'k', '{}' FROM generate_series(1, %s) AS i",
+        count,
+    )
+    for conditions in ((), (MatchCondition("prefix", ("u",)),)):
+        (found,) = engine.run(ListNamespacesOp(conditions, limit=30_000))
+        assert len(found) == count
 
 
 def test_more_namespaces_than_are_probed_are_listed(engine: Engine) -> None:

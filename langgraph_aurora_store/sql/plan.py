@@ -27,7 +27,7 @@ from langgraph_aurora_store.sql.get import Address, Get
 from langgraph_aurora_store.sql.items import paged
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.nearest import nearest
-from langgraph_aurora_store.sql.put import Writes
+from langgraph_aurora_store.sql.put import Put, Writes
 from langgraph_aurora_store.sql.search import Search
 from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
 
 logger = logging.getLogger(__name__)
+
+# Fewer operations than these are not worth a round trip and a transaction of their own.
+_LEAST_PART = 4
 
 
 class Batch(NamedTuple):
@@ -49,12 +52,37 @@ class Batch(NamedTuple):
     writes: Writes
 
 
+class Prepared(NamedTuple):
+    """A batch of which all is done that needs no vector, and all texts are embedded.
+
+    ``places`` are those of the operations that it settles, and ``results`` theirs as far as they
+    are known; ``due`` are the items read that are due for renewal, ``new`` the texts to write.
+    """
+
+    batch: Batch
+    places: Sequence[int]
+    results: list[Result]
+    due: list[Address]
+    new: tuple[Text, ...]
+    vectors: Embedded
+
+
 def converse(
     ops: Iterable[Op], layout: Layout, sizes: Sizes | None = None
 ) -> Conversation[list[Result]]:
     """Perform a batch; the result holds one entry per operation, in order.
 
     ``sizes`` remembers from one batch to the next which namespaces are large.
+
+    Raises:
+        As `prepare`.
+    """
+    prepared = yield from prepare(ops, layout)
+    return (yield from finish(prepared, layout, sizes or Sizes()))
+
+
+def prepare(ops: Iterable[Op], layout: Layout) -> Conversation[Prepared]:
+    """Check a batch, read what needs no vector, and embed.
 
     Raises:
         InvalidItemError, InvalidNamespaceError, InvalidFilterError, ConfigurationError: for an
@@ -66,19 +94,51 @@ def converse(
     new, due = yield from _read_at_once(batch, results, layout)
     queries = [s.query for s in batch.searches if s.query is not None]
     vectors = yield from _embed(new, queries, layout)
-    due += yield from _read_by_meaning(batch, vectors, results, layout, sizes or Sizes())
+    return Prepared(batch, range(batch.size), results, due, new, vectors)
+
+
+def finish(prepared: Prepared, layout: Layout, sizes: Sizes) -> Conversation[list[Result]]:
+    """Search by meaning, and write; the results are those of its places, in their order."""
+    batch, places, results, due, new, vectors = prepared
+    due = due + (yield from _read_by_meaning(batch, vectors, results, layout, sizes))
     if due:
         yield from _renew(due, layout)
     if batch.writes.puts:
         yield from _write(batch.writes, new, vectors, layout)
-    return results
+    return [results[place] for place in places]
+
+
+def apart(prepared: Prepared, at_most: int) -> list[Prepared]:
+    """The same in parts for `finish`, of operations that need not take effect together.
+
+    Those on one key share a part, and those that are done already are in the first.
+    """
+    searches = [s for s in prepared.batch.searches if s.query is not None]
+    puts = prepared.batch.writes.puts
+    count = min(at_most, (len(searches) + len(puts)) // _LEAST_PART)
+    if count < 2:
+        return [prepared]
+    parts = [_part(prepared, searches[n::count], puts[n::count]) for n in range(count)]
+    later = {place for part in parts[1:] for place in part.places}
+    rest = [place for place in prepared.places if place not in later]
+    return [parts[0]._replace(places=rest, due=prepared.due), *parts[1:]]
+
+
+def _part(prepared: Prepared, searches: list[Search], puts: tuple[Put, ...]) -> Prepared:
+    writes = Writes(puts)
+    return prepared._replace(
+        batch=prepared.batch._replace(searches=searches, writes=writes),
+        places=[s.place for s in searches] + [place for put in puts for place in put.places],
+        due=[],
+        new=tuple(set(writes.texts) & set(prepared.new)),
+    )
 
 
 def _sorted_out(ops: Iterable[Op], layout: Layout) -> Batch:
     gets: list[Get] = []
     searches: list[Search] = []
     listings: list[tuple[int, Statement]] = []
-    puts: list[PutOp] = []
+    puts: list[tuple[int, PutOp]] = []
     size = 0
     for place, op in enumerate(ops):
         size += 1
@@ -90,7 +150,7 @@ def _sorted_out(ops: Iterable[Op], layout: Layout) -> Batch:
         elif isinstance(op, ListNamespacesOp):
             listings.append((place, namespaces.plan(op, layout)))
         elif isinstance(op, PutOp):
-            puts.append(op)
+            puts.append((place, op))
         else:
             raise TypeError(f"unknown operation type: {type(op).__name__}")
     return Batch(size, gets, searches, listings, put.plan(puts, layout))

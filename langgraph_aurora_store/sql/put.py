@@ -107,13 +107,17 @@ ON CONFLICT (prefix, key, field_name) DO UPDATE SET
 
 
 class Put(NamedTuple):
-    """One row to write, or to delete where ``value`` is ``None``; ``ttl`` is in minutes."""
+    """One row to write, or to delete where ``value`` is ``None``; ``ttl`` is in minutes.
+
+    ``places`` are those in the batch of the operations on its key, of which it is the last.
+    """
 
     prefix: str
     key: str
     value: str | None
     ttl: float | None
     texts: tuple[Text, ...]
+    places: tuple[int, ...] = ()
 
 
 class Writes(NamedTuple):
@@ -127,17 +131,19 @@ class Writes(NamedTuple):
         return tuple(text for put in self.puts for text in put.texts)
 
 
-def plan(ops: Iterable[PutOp], layout: Layout) -> Writes:
-    """Check and convert every operation, and keep the last one on each key.
+def plan(ops: Iterable[tuple[int, PutOp]], layout: Layout) -> Writes:
+    """Check and convert every operation, given with its place, and keep the last on each key.
 
     Raises:
         InvalidItemError: for an operation that cannot be stored.
         InvalidNamespaceError: for a namespace that cannot be stored.
     """
     last: dict[tuple[str, str], Put] = {}
-    for op in ops:
+    for place, op in ops:
         put = _put(op, layout)
-        last[put.prefix, put.key] = put
+        earlier = last.get((put.prefix, put.key))
+        places = (*earlier.places, place) if earlier else (place,)
+        last[put.prefix, put.key] = put._replace(places=places)
     return Writes(tuple(last[address] for address in sorted(last)))
 
 
