@@ -74,7 +74,8 @@ class BaseAuroraStore:
                 running there.
             index: LangGraph's index configuration; ``embed`` may be ``"bedrock:<model id>"`` or
                 ``"openai:<model>"``, whose ``dims`` are known.
-            ttl: LangGraph's TTL configuration, in minutes.
+            ttl: LangGraph's TTL configuration, in minutes, each more than 0. (``put(..., ttl=0)``
+                is as the parent's: an item that has expired when it is written.)
             schema: where the tables are. Default: the search path's first schema.
             deserializer: as the parent's.
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import boto3
 import botocore.session
 import pytest
+from botocore.credentials import DeferredRefreshableCredentials
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
@@ -41,7 +44,8 @@ class Redirected(boto3.Session):
         region_name: str = "us-east-1",
         endpoint_url: str | None = None,
     ) -> None:
-        super().__init__(region_name=region_name)
+        keys = aurora.session.get_credentials()
+        super().__init__(keys.access_key, keys.secret_key, keys.token, region_name=region_name)
         self._aurora = aurora
         self._url = {"endpoint_url": endpoint_url} if endpoint_url else {}
 
@@ -203,6 +207,48 @@ def test_sixteen_threads_look_a_cluster_up_once(aurora: LocalAurora) -> None:
         found = list(threads.map(lambda _: cluster.writer(), range(16)))
     assert len(set(found)) == 1
     assert aurora.describe_calls - before == 1
+
+
+@pytest.mark.parametrize("key", ["credential_process", "sso_session", "role_arn"])
+def test_credentials_that_cannot_be_had_are_not_the_networks_fault(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing helper, a login that has ended or a role that may not be assumed is named so."""
+    profile = {
+        "credential_process": "credential_process = false",
+        "sso_session": (
+            "sso_session = corp\nsso_account_id = 1\nsso_role_name = r\n"
+            "[sso-session corp]\nsso_region = us-east-1\nsso_start_url = https://x.invalid/start"
+        ),
+        "role_arn": (
+            "role_arn = arn:aws:iam::123456789012:role/r\nweb_identity_token_file = /nowhere"
+        ),
+    }[key]
+    config = tmp_path / "config"
+    config.write_text(f"[default]\nregion = us-east-1\n{profile}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(CredentialsError) as caught:
+        Cluster("mine").writer()
+    assert "credentials" in str(caught.value)
+    assert "NAT gateway" not in str(caught.value)
+    assert "DescribeDBClusters" not in str(caught.value)
+
+
+def test_role_that_may_not_be_assumed_is_not_a_denied_lookup(
+    aurora: LocalAurora,
+) -> None:
+    """The refusal is STS's, and no right to look clusters up mends it."""
+    session = botocore.session.Session()
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "AssumeRole")
+
+    def refresh() -> dict[str, str]:
+        raise denied
+
+    session._credentials = DeferredRefreshableCredentials(refresh, "assume-role")
+    with pytest.raises(CredentialsError, match="AssumeRole") as caught:
+        Cluster("mine", region="us-east-1", session=session).writer()
+    assert "rds:DescribeDBClusters" not in str(caught.value)
 
 
 def test_unknown_cluster_is_named(aurora: LocalAurora) -> None:

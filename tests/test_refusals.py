@@ -114,6 +114,11 @@ REFUSALS = {
         ],
         prepare=lambda cluster, clock: cluster.present(trusted=False),
     ),
+    "certificate that has expired": Case(
+        CertificateError,
+        ["certificate verify failed", "expired", "clock", "openssl s_client -starttls postgres"],
+        prepare=lambda cluster, clock: cluster.present(expired=True),
+    ),
     "authority of the local cluster against Amazon's": Case(
         CertificateError,
         ["certificate verify failed", str(BUNDLED)],
@@ -498,3 +503,36 @@ def test_password_of_a_role_with_rds_iam_is_explained() -> None:
         TARGET._replace(method="password"),
     )
     assert "granted rds_iam, which takes precedence" in str(error)
+
+
+REFUSED = psycopg.OperationalError('FATAL:  PAM authentication failed for user "langmem"')
+
+
+@pytest.mark.parametrize(
+    ("region", "kind", "resource"),
+    [
+        ("us-east-1", "writer", "arn:aws:rds-db:us-east-1:ACCOUNT:dbuser:CLUSTER_RESOURCE_ID/"),
+        ("cn-north-1", "writer", "arn:aws-cn:rds-db:cn-north-1:"),
+        ("us-gov-west-1", "instance", "arn:aws-us-gov:rds-db:us-gov-west-1:"),
+        ("eusc-de-east-1", "writer", "arn:aws-eusc:rds-db:eusc-de-east-1:"),
+        (None, "writer", "arn:aws:rds-db:REGION:ACCOUNT:"),
+        ("us-east-1", "proxy", ":dbuser:prx-RESOURCE_ID/langmem"),
+    ],
+)
+def test_policys_resource_is_of_the_right_partition(
+    region: str | None, kind: Any, resource: str
+) -> None:
+    """What is not known stands there to be filled in, and never as None."""
+    error = explain(REFUSED, TARGET._replace(region=region, kind=kind))
+    assert resource in str(error)
+    assert "None" not in str(error)
+
+
+def test_iam_may_be_off_where_nobody_has_looked(cluster: LocalAurora, open_pool: Open) -> None:
+    """By the endpoint's name nobody was asked whether the cluster takes tokens at all."""
+    cluster.iam_enabled = False
+    error, _ = raised_by(open_pool(by_address(cluster)).fetch)
+    assert type(error) is AuthenticationError
+    assert "modify-db-cluster --enable-iam-database-authentication" in str(error)
+    found = explain(REFUSED, TARGET._replace(kind="writer", connect_resource="arn:x"))
+    assert "modify-db-cluster" not in str(found)

@@ -58,10 +58,11 @@ def describe(name: ClusterName, region: str, aws: Aws) -> Description:
         ClusterNotFoundError: RDS knows no such cluster in this account and region.
         ClusterAccessDeniedError: the caller may not ask.
         ClusterError: RDS could not be asked, or the cluster is of no use here.
-        CredentialsError: AWS refused the caller's credentials.
+        CredentialsError: there are no AWS credentials, or AWS refused them.
     """
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
 
+    _obtain_credentials(aws)
     try:
         with hush():
             answer = aws.client("rds", region).describe_db_clusters(
@@ -69,9 +70,6 @@ def describe(name: ClusterName, region: str, aws: Aws) -> Description:
             )
     except ClientError as error:
         raise _explain(error, name, region) from error
-    except NoCredentialsError as error:
-        aws.credentials()  # says it better
-        raise CredentialsError(f"no AWS credentials found: {error}") from error
     except BotoCoreError as error:
         raise ClusterError(
             f"the RDS API of region {region!r} could not be asked for cluster"
@@ -79,6 +77,18 @@ def describe(name: ClusterName, region: str, aws: Aws) -> Description:
             f" gateway or a VPC endpoint for rds), {_ENDPOINT_INSTEAD}"
         ) from error
     return _read(answer["DBClusters"], name, region)
+
+
+def _obtain_credentials(aws: Aws) -> None:
+    """Have what signs the question: its source may fail in ways that look like an answer's."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    credentials = aws.credentials()
+    try:
+        with hush():
+            credentials.get_frozen_credentials()
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise CredentialsError(f"AWS credentials could not be obtained: {error}") from error
 
 
 def _read(clusters: list[DBClusterTypeDef], name: ClusterName, region: str) -> Description:

@@ -6,6 +6,7 @@ libpq reports failed attempts as text only, without an SQLSTATE, so this reads t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import psycopg
@@ -27,6 +28,15 @@ _TRUST_STORES = {
     "cn-": "https://rds-truststore.s3.cn-north-1.amazonaws.com.cn/global/global-bundle.pem",
     "us-gov-": "https://truststore.pki.us-gov-west-1.rds.amazonaws.com/global/global-bundle.pem",
     "": "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
+}
+# "Amazon Resource Names" in the IAM user guide, and botocore's endpoints.json.
+_PARTITIONS = {
+    "cn-": "aws-cn",
+    "us-gov-": "aws-us-gov",
+    "us-iso-": "aws-iso",
+    "us-isob-": "aws-iso-b",
+    "eusc-": "aws-eusc",
+    "": "aws",
 }
 
 # Read in this order: of several addresses of one host, the one that answered says most.
@@ -193,15 +203,36 @@ def _authentication_advice(target: Target, text: str) -> str:
             "; check user and password, and that the role is not granted rds_iam, which takes"
             " precedence over a password"
         )
-    resource = target.connect_resource or (
-        f"arn:aws:rds-db:{target.region}:ACCOUNT:dbuser:CLUSTER_RESOURCE_ID"
+    resource = target.connect_resource or _resource_to_fill_in(target)
+    # Who looked the cluster up knows that it is on.
+    is_on = target.connect_resource or target.kind == "proxy"
+    switch = (
+        ""
+        if is_on
+        else (
+            " that IAM authentication is on (aws rds modify-db-cluster"
+            " --enable-iam-database-authentication);"
+        )
     )
     return (
-        f'; check that the role exists and is granted it: GRANT rds_iam TO "{target.user}"; that'
-        f" the AWS identity may rds-db:connect on {resource}/{target.user}; that its credentials"
-        " have not expired, and this machine's clock is right, as a token holds for 900 s; and that"
-        " the endpoint is the cluster's own, as a token cannot be signed for a CNAME"
+        f'; check that the role exists and is granted it: GRANT rds_iam TO "{target.user}";'
+        f"{switch} that the AWS identity may rds-db:connect on {resource}/{target.user}; that its"
+        " credentials have not expired, and this machine's clock is right, as a token holds for"
+        " 900 s; and that the endpoint is the cluster's own, as a token cannot be signed for a"
+        " CNAME"
     )
+
+
+def _resource_to_fill_in(target: Target) -> str:
+    region = target.region or "REGION"
+    # "Creating and using an IAM policy for IAM database access" in the Aurora user guide.
+    resource = "prx-RESOURCE_ID" if target.kind == "proxy" else "CLUSTER_RESOURCE_ID"
+    partition = _by_region(_PARTITIONS, region)
+    return f"arn:{partition}:rds-db:{region}:ACCOUNT:dbuser:{resource}"
+
+
+def _by_region(table: Mapping[str, str], region: str) -> str:
+    return next(value for start, value in table.items() if region.startswith(start))
 
 
 def _certificate_advice(target: Target, text: str) -> str:
@@ -210,9 +241,11 @@ def _certificate_advice(target: Target, text: str) -> str:
             "; connect by the endpoint's own name; for an alias pass the alias as cluster and the"
             " endpoint it stands for as endpoint="
         )
-    region = target.region or ""
-    url = next(url for start, url in _TRUST_STORES.items() if region.startswith(start))
+    # OpenSSL knows which of the two it is; libpq does not tell.
     return (
         f"; its authority is not in the trust store {target.sslrootcert!r}: pass one that holds it"
-        f" as sslrootcert= or PGSSLROOTCERT; Amazon publishes its own at {url}"
+        " as sslrootcert= or PGSSLROOTCERT (Amazon publishes its own at"
+        f" {_by_region(_TRUST_STORES, target.region or '')}); or a certificate, the server's or one"
+        " in the store, has expired or this machine's clock is wrong: openssl s_client -starttls"
+        f" postgres -connect {target.host}:{target.port} tells"
     )

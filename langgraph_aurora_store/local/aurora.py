@@ -293,15 +293,18 @@ class LocalAurora:
     def iam_enabled(self, enabled: bool) -> None:
         self._up.admission.policy.iam_enabled = enabled
 
-    def present(self, host: str | None = None, *, trusted: bool = True) -> None:
+    def present(
+        self, host: str | None = None, *, trusted: bool = True, expired: bool = False
+    ) -> None:
         """Change the certificate that new connections see; without arguments the right one.
 
         Args:
             host: issue it for this host name only.
             trusted: False has an authority issue it that is not in ``sslrootcert``.
+            expired: True has it good until a minute ago.
         """
         own = (self.endpoint, self.reader_endpoint)
-        self._up.present((host,) if host else own, trusted=trusted)
+        self._up.present((host,) if host else own, trusted=trusted, expired=expired)
 
     def reset(self) -> None:
         """Turn back what was turned: delay, stall, pause, refusals to come, certificate, API.

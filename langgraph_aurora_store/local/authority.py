@@ -46,12 +46,18 @@ class Authority:
         """The authority's certificate, for ``sslrootcert``."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, hosts: Iterable[str]) -> bytes:
+    def issue(self, hosts: Iterable[str], *, expired: bool = False) -> bytes:
         """A server's certificate for ``hosts`` followed by its private key, both PEM."""
         hosts = list(hosts)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
-            _builder(_name(hosts[0]), self.certificate.subject, key.public_key(), self._public())
+            _builder(
+                _name(hosts[0]),
+                self.certificate.subject,
+                key.public_key(),
+                self._public(),
+                good_for=timedelta(minutes=-1) if expired else LIFETIME,
+            )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(is_authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -80,6 +86,8 @@ def _builder(
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
+    *,
+    good_for: timedelta = LIFETIME,
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -89,7 +97,7 @@ def _builder(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + LIFETIME)
+        .not_valid_after(now + good_for)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False

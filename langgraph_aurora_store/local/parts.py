@@ -27,10 +27,10 @@ class Parts:
     root: Path
     api: api.ApiServer
 
-    def present(self, hosts: Sequence[str], *, trusted: bool = True) -> None:
+    def present(self, hosts: Sequence[str], *, trusted: bool = True, expired: bool = False) -> None:
         """Have the gate present a new certificate for these hosts."""
         authority = self.authority if trusted else Authority.create("Another root")
-        self.gate.present(authority.issue(dict.fromkeys(hosts)))
+        self.gate.present(authority.issue(dict.fromkeys(hosts), expired=expired))
 
 
 def assemble(
