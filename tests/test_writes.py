@@ -31,6 +31,7 @@ from langgraph.store.base import (
     InvalidNamespaceError,
     Item,
     ListNamespacesOp,
+    MatchCondition,
     PutOp,
     SearchOp,
 )
@@ -687,9 +688,13 @@ def test_what_has_expired_is_gone(engine: Engine) -> None:
     age(engine, "k", 11)
     for _ in range(2):
         results = engine.run(
-            GetOp(("n",), "k"), SearchOp(()), SearchOp((), query="a"), ListNamespacesOp()
+            GetOp(("n",), "k"),
+            SearchOp(()),
+            SearchOp((), query="a"),
+            ListNamespacesOp(),
+            ListNamespacesOp((MatchCondition("prefix", ("n",)),)),
         )
-        assert results == [None, [], [], []]
+        assert results == [None, [], [], [], []]
     assert drive(count_under((), engine.layout), engine.connection) == 0
     assert engine.sql("SELECT count(*) FROM store WHERE expires_at > now()") == [(0,)]
 
