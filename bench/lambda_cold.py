@@ -53,7 +53,7 @@ make_connector(WRITER, user="u", database="d").parameters()
 '''))
 step("looking up an identifier", run("store.conn._connector.parameters()"))
 step("first connection", run("store.open()"))
-step("Bedrock client", run("store.embeddings._client()"))
+step("what calls Bedrock", run("store.embeddings._runtime.get()"))
 step("first embedding", run("store.embeddings.embed_query('hello')"))
 """
 # What LangGraph's own store would need for the same: a token, a connection, a Bedrock model.
@@ -86,7 +86,7 @@ step("making the store", run(
     "store = AuroraStore.from_cluster(session=session, index={'embed': EMBED})"
 ))
 step("first connection, its token included", run("store.open()"))
-step("first embedding, its Bedrock client included", run("store.embeddings.embed_query('hello')"))
+step("first embedding", run("store.embeddings.embed_query('hello')"))
 """
 # A function is given the endpoint's name, which needs no lookup; the others' time is the network's
 # and the server's, not that of loading code.

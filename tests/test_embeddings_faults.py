@@ -249,15 +249,23 @@ def test_options_that_cannot_work_are_refused(rig: Rig) -> None:
             rig.embeddings(**options)
 
 
-def test_a_failed_call_leaves_no_request_behind(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """Once one request has failed for good, those still waiting are not sent."""
-    refusal = (
-        openai.error(401, "Incorrect API key provided")
-        if "openai" in type(rig.service).__module__
-        else bedrock.error("AccessDeniedException", 403, "not authorized")
-    )
-    rig.service.next(*[refusal] * 5000)
-    texts = [f"memory {number}" for number in range(5000)]
-    with caplog.at_level(logging.DEBUG), pytest.raises(EmbeddingAccessError):
-        rig.documents(rig.embeddings(max_concurrency=2), texts)
-    assert len(rig.service.requests) <= 4
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("provider", ["bedrock", "openai"])
+def test_a_failed_call_leaves_no_request_behind(
+    provider: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once one request has failed for good, those still waiting are not sent.
+
+    The one that was under way beside it may yet arrive, so the service is this test's own.
+    """
+    with bedrock.Bedrock() as one, openai.OpenAI() as other:
+        if provider == "bedrock":
+            rig = bedrock_rig(one, mode)
+            refusal = bedrock.error("AccessDeniedException", 403, "not authorized")
+        else:
+            rig, refusal = openai_rig(other, mode), openai.error(401, "Incorrect API key provided")
+        rig.service.next(*[refusal] * 5000)
+        texts = [f"memory {number}" for number in range(5000)]
+        with caplog.at_level(logging.DEBUG), pytest.raises(EmbeddingAccessError):
+            rig.documents(rig.embeddings(max_concurrency=2), texts)
+        assert len(rig.service.requests) <= 4

@@ -1,4 +1,4 @@
-"""Text models of Amazon Bedrock, through boto3's ``bedrock-runtime`` client."""
+"""Text models of Amazon Bedrock."""
 
 from __future__ import annotations
 
@@ -17,20 +17,15 @@ from langgraph_aurora_store.embeddings.families import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.plan import Answer, Request
-from langgraph_aurora_store.embeddings.quiet import (
-    BOTOCORE_LOGGERS,
-    QuietBytes,
-    silence,
-    under_way,
-)
+from langgraph_aurora_store.embeddings.quiet import BOTOCORE_LOGGERS, silence, under_way
 from langgraph_aurora_store.embeddings.retry import Clock, Fault
 from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
-from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
-    import boto3
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
+
+    from langgraph_aurora_store.embeddings.bedrock_runtime import Runtime, Session
 
 _ARN_REGION = re.compile(r"^arn:[\w-]+:bedrock:([\w-]+):")
 
@@ -57,7 +52,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         *,
         dimensions: int | None = None,
         region: str | None = None,
-        session: boto3.Session | None = None,
+        session: Session | None = None,
         family: str | None = None,
         base_model: str | None = None,
         max_concurrency: int = 16,
@@ -84,12 +79,12 @@ class BedrockEmbeddings(ServiceEmbeddings):
         self._session = session
         self._endpoint_url = endpoint_url
         self._given = client
-        self._own = PerProcess(self, self._make_client)
+        self._runtime = PerProcess(self, self._open)
 
     def close(self) -> None:
         """Let threads and connections go; the next embedding opens new ones."""
         self._workers.close()
-        self._own.close()
+        self._runtime.close()
 
     @override
     async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
@@ -102,13 +97,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
             request.contents, purpose=request.purpose, truncate=self._options.truncate
         )
         with under_way():
-            answer = self._client().invoke_model(
-                modelId=self.model,
-                body=QuietBytes(json.dumps(body).encode()),
-                accept="application/json",
-                contentType="application/json",
-            )
-            content = answer["body"].read()
+            content = self._runtime.get().invoke(json.dumps(body).encode())
         try:
             return orjson.loads(content)
         except ValueError as error:
@@ -120,41 +109,31 @@ class BedrockEmbeddings(ServiceEmbeddings):
     def _explain(self, error: Exception, request: Request) -> Fault:
         return explain(error, model=self.model, region=self._where(), texts=request.contents)
 
-    def _client(self) -> BedrockRuntimeClient:
-        return self._given or self._own.get()
-
-    def _make_client(self) -> BedrockRuntimeClient:
-        import boto3
-        import botocore.session
-        from botocore.config import Config
+    def _open(self) -> Runtime:
+        # This imports botocore.
+        from langgraph_aurora_store.embeddings import bedrock_runtime
 
         silence(BOTOCORE_LOGGERS)
-        session = self._session or boto3.Session()
-        # A user agent given whole is not put together anew, twice, for every request.
-        user_agent = botocore.session.get_session().user_agent()
-        return session.client(
-            "bedrock-runtime",
-            region_name=self._region_of(session),
-            endpoint_url=self._endpoint_url,
-            config=Config(
-                max_pool_connections=self._options.max_concurrency,
-                connect_timeout=min(5.0, self._options.timeout_s),
-                read_timeout=self._options.timeout_s,
-                retries={"total_max_attempts": 1, "mode": "standard"},
-                tcp_keepalive=True,
-                user_agent=f"{user_agent} langgraph-aurora-store/{__version__}",
-            ),
+        if self._given:
+            return bedrock_runtime.ClientRuntime(self._given, self.model, is_ours=False)
+        session = self._session or bedrock_runtime.default_session()
+        return bedrock_runtime.open_runtime(
+            session,
+            model=self.model,
+            region=self._choose_region(bedrock_runtime.region_of(session)),
+            url=self._endpoint_url,
+            options=self._options,
         )
 
-    def _region_of(self, session: boto3.Session) -> str:
+    def _choose_region(self, own: str | None) -> str:
+        """The nearest region given; ``own`` is the session's."""
         arn = _ARN_REGION.match(self.model)
-        given = session.region_name if self._session is not None else None
         region = (
             self._region
             or (arn[1] if arn else None)
-            or given
+            or (own if self._session is not None else None)
             or environment().get("AWS_REGION")
-            or session.region_name
+            or own
         )
         if not region:
             raise ConfigurationError(
@@ -163,5 +142,5 @@ class BedrockEmbeddings(ServiceEmbeddings):
         return region
 
     def _where(self) -> str:
-        client = self._given or self._own.made
-        return client.meta.region_name if client else self._region or "no region"
+        runtime = self._runtime.made
+        return runtime.region if runtime else self._region or "no region"
