@@ -283,19 +283,30 @@ def test_a_namespace_may_go_on_with_the_lowest_character_there_is(engine: Engine
     assert engine.run(ListNamespacesOp(max_depth=1)) == [top]
 
 
-def test_one_probe_passes_all_that_is_cut_to_the_same(engine: Engine) -> None:
-    """However many namespaces lie below."""
+@pytest.mark.parametrize(
+    ("op", "met"),
+    [
+        (ListNamespacesOp(max_depth=1), 3),
+        (ListNamespacesOp((MatchCondition("prefix", ("1",)),)), 200),
+        (ListNamespacesOp((MatchCondition("prefix", ("1", "*")),), max_depth=1), 1),
+    ],
+    ids=["depth", "prefix", "both"],
+)
+def test_a_listing_probes_for_no_more_than_it_has_to(
+    engine: Engine, op: ListNamespacesOp, met: int
+) -> None:
+    """One probe passes all that is cut to the same, and none leaves the prefix."""
     engine.sql(
         "INSERT INTO store (prefix, key, value)"
         " SELECT i % 3 || '.' || i, 'k', '{}' FROM generate_series(1, 600) AS i"
     )
-    engine.run(ListNamespacesOp(max_depth=1))
+    engine.run(op)
     _, listing = engine.runs[0].statements
     explain = b"EXPLAIN (ANALYZE, TIMING off, SUMMARY off, COSTS off) " + listing.sql
     plan = [row[0] for row in engine.connection.execute(explain, listing.params)]
     (walk,) = [line for line in plan if "Recursive Union" in line]
-    # Where it begins and what the three probes find.
-    assert "rows=4 " in walk, plan
+    # Where it begins, and what it meets.
+    assert f"rows={1 + met} " in walk, plan
 
 
 @pytest.mark.parametrize("count", [19_999, 20_000, 20_001])
