@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -265,6 +266,26 @@ def test_namespaces_are_listed_as_in_memory(
         ListNamespacesOp(tuple(conditions), depth, limit, offset),
     ):
         assert engine.run(op) == memory.batch([op])
+
+
+@pytest.mark.parametrize("match_type", ["prefix", "suffix"])
+def test_every_pattern_matches_whole_labels_literally(
+    engine: Engine, match_type: Literal["prefix", "suffix"]
+) -> None:
+    """Of up to three, ``*`` among them: as in memory, whatever a label means in a pattern."""
+    some = ["a", "b", "ab", "a+"]
+    puts = [PutOp(ns, "k", {}) for n in (1, 2, 3) for ns in product(some, repeat=n)]
+    ops = [
+        ListNamespacesOp((MatchCondition(match_type, pattern),), depth, limit=100)
+        for n in (1, 2, 3)
+        for pattern in product([*some, "*"], repeat=n)
+        for depth in (None, 1)
+    ]
+    memory = InMemoryStore()
+    memory.batch(puts)
+    engine.run(*puts)
+    for op, found, expected in zip(ops, engine.run(*ops), memory.batch(ops), strict=True):
+        assert found == expected, op
 
 
 def test_a_namespace_that_does_not_match_hides_none_that_does(engine: Engine) -> None:
