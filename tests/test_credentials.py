@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +24,7 @@ from langgraph_aurora_store.connect.credentials import (
     SecretsManagerCredentials,
 )
 from langgraph_aurora_store.errors import ConfigurationError, CredentialsError
+from langgraph_aurora_store.sessions import default_session
 
 USER = "o'brien ?&=%/:@"
 PASSWORD = "p ?&=%/:@'\\"
@@ -72,6 +74,30 @@ def test_default_session_is_the_environments(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "session-token")
     assert credentials.login(ENDPOINT, "u") == IamCredentials(session).login(ENDPOINT, "u")
+
+
+def test_one_default_session_serves_until_something_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Tokens and embeddings share it; other variables or a file written to since get another."""
+    profile = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+
+    def write(key: str) -> None:
+        profile.write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=s\n")
+
+    def key() -> str:
+        [found] = parse_qs(IamCredentials().login(ENDPOINT, "u").password)["X-Amz-Credential"]
+        return found.partition("/")[0]
+
+    write("AKIAONE")
+    first = default_session()
+    assert (default_session() is first, key()) == (True, "AKIAONE")
+    write("AKIAOTHER")
+    assert (default_session() is first, key()) == (False, "AKIAOTHER")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATHIRD")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    assert key() == "AKIATHIRD"
 
 
 def test_no_token_is_signed_without_credentials() -> None:

@@ -19,6 +19,7 @@ import pytest
 from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
+from botocore.handlers import BUILTIN_HANDLERS
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings
 from langgraph_aurora_store.embeddings.models import MODELS
@@ -48,6 +49,13 @@ class Listener(Bedrock):
     def admit(self, path: str, headers: Mapping[str, str]) -> None:
         self.paths.append(path)
         super().admit(path, headers)
+
+
+@pytest.fixture(autouse=True)
+def _sessions_without_moto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once imported, by another test, moto listens to the calls of every session."""
+    own = [spec for spec in BUILTIN_HANDLERS if spec[1].__module__.startswith("botocore.")]
+    monkeypatch.setattr("botocore.handlers.BUILTIN_HANDLERS", own)
 
 
 @pytest.fixture

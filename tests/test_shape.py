@@ -32,6 +32,7 @@ ROOMS = [
     ["errors", "version"],
     ["arguments"],
     ["config", "forks", "loops", "lost_writes"],
+    ["sessions"],
     ["connect", "embeddings", "local", "sql", "tick", "vectors"],
     ["cli", "engine", "lifetime"],
     ["base", "drivers"],

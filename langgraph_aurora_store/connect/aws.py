@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from langgraph_aurora_store import config
 from langgraph_aurora_store.errors import CredentialsError
 from langgraph_aurora_store.forks import ForkSafeLock
+from langgraph_aurora_store.sessions import default_session
 
 if TYPE_CHECKING:
     import boto3.session
@@ -127,9 +128,7 @@ class Aws:
     def _open(self) -> Session:
         with self._lock:
             if self._session is None:
-                import botocore.session
-
-                self._session = botocore.session.Session()
+                self._session = default_session()
             return self._session
 
 

@@ -21,6 +21,7 @@ from langgraph_aurora_store.embeddings.quiet import BOTOCORE_LOGGERS, silence, u
 from langgraph_aurora_store.embeddings.retry import Clock, Fault
 from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
+from langgraph_aurora_store.sessions import default_session
 
 if TYPE_CHECKING:
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
@@ -116,7 +117,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         silence(BOTOCORE_LOGGERS)
         if self._given:
             return bedrock_runtime.ClientRuntime(self._given, self.model, is_ours=False)
-        session = self._session or bedrock_runtime.default_session()
+        session = self._session or default_session()
         return bedrock_runtime.open_runtime(
             session,
             model=self.model,

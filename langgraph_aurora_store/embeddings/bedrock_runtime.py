@@ -76,11 +76,6 @@ def open_runtime(
     return ClientRuntime(client, model, is_ours=True)
 
 
-def default_session() -> Session:
-    """A session of botocore's own chain, as boto3's default one is."""
-    return botocore.session.Session()
-
-
 def region_of(session: Session) -> str | None:
     """The region that a session itself says."""
     if isinstance(session, botocore.session.Session):
