@@ -190,6 +190,8 @@ class Engine:
         self._place = f"schema {found.schema!r} of database {found.database!r}"
         self._ready = replace(
             layout,
+            ef_construction=found.built_with("ef_construction"),
+            lists=found.built_with("lists"),
             iterative_scan=found.iterative_scan,
             pgvector_schema=found.pgvector_schema,
             has_vectors="store_vectors" in found.tables,

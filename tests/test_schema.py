@@ -252,6 +252,8 @@ def test_an_index_is_built_with_care_unless_told_otherwise(owner):
     drive(setup(Layout(index=IndexSettings(dims=3, m=40))), owner)
     definition = index_definition(owner, "store_vectors_embedding_idx")
     assert "hnsw (embedding vector_cosine_ops) WITH (m='40', ef_construction='200')" in definition
+    found = drive(check(Layout(index=IndexSettings(dims=3))), owner)
+    assert (found.built_with("ef_construction"), found.built_with("lists")) == (200, None)
 
 
 def test_flat_builds_no_approximate_index(database, owner):

@@ -163,9 +163,7 @@ def test_a_large_namespace_is_counted_once_in_a_hundred_searches(crowd: Crowd) -
 
     def search(name: str) -> tuple[bool, list[str]]:
         found = crowd.engine.search("users", name, query=QUERIES[0])
-        params = crowd.engine.runs[0].statements[1].params
-        assert isinstance(params, Mapping)
-        return params["is_large"], keys(found)
+        return b"OFFSET few" not in crowd.engine.runs[0].statements[1].sql, keys(found)
 
     crowd.engine.sizes = Sizes()
     first, *others = [search("large") for _ in range(102)]
@@ -185,6 +183,21 @@ def test_a_large_namespace_may_shrink(engine: Engine) -> None:
         found = engine.search("n", query="[1, 0, 0, 0]", filter=filter_)
         assert keys(found) == ["k7", "k40", "k2000"]
     assert len(engine.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("built_with", "limit", "expected"),
+    [(None, 10, 120), (64, 10, 120), (200, 10, 40), (200, 100, 200), (None, 5000, 1000)],
+)
+def test_a_search_looks_further_in_an_index_built_with_less_care(
+    crowd: Crowd, built_with: int | None, limit: int, expected: int
+) -> None:
+    """Such as the parent's; and as far as the limit asks."""
+    engine = crowd.engine.with_layout(ef_construction=built_with)
+    engine.search("users", "large", query=QUERIES[0], limit=limit)
+    params = engine.runs[0].statements[0].params
+    assert isinstance(params, Mapping)
+    assert params["ef_search"] == str(expected)
 
 
 def test_a_search_leaves_no_setting_behind(crowd: Crowd) -> None:
@@ -248,7 +261,8 @@ def test_each_kind_of_index_serves(aurora: LocalAurora, vector_type: Any, kind: 
 
 def test_a_search_asks_enough_lists_of_an_ivfflat(crowd: Crowd) -> None:
     """The server's own default is one of a hundred, whose vectors are few of the nearest."""
-    engine = crowd.engine.with_layout(index=IndexSettings(dims=DIMS, kind="ivfflat", lists=100))
+    index = IndexSettings(dims=DIMS, kind="ivfflat")
+    engine = crowd.engine.with_layout(index=index, lists=100)
     engine.sql("DROP INDEX store_vectors_embedding_idx")
     engine.sql(
         "CREATE INDEX lists ON store_vectors USING ivfflat (embedding vector_cosine_ops)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ JOIN pg_type t ON t.oid = a.atttypid
 
 _INDEXES = """
 SELECT i.relname::text, x.indisvalid AND x.indisready, m.amname::text, o.opcname::text,
-       t.relname::text, a.attname::text
+       t.relname::text, a.attname::text, i.reloptions::text[]
 FROM unnest(%s::text[]) AS asked (name)
 JOIN pg_class t ON t.oid = to_regclass(asked.name)
 JOIN pg_index x ON x.indrelid = t.oid
@@ -66,7 +67,10 @@ class Column(NamedTuple):
 
 
 class Index(NamedTuple):
-    """An index by its method and the operator class and table column it begins with."""
+    """An index by its method and the operator class and table column it begins with.
+
+    ``options`` are those it was built with, as ``name=value``; ``None`` for none.
+    """
 
     name: str
     valid: bool
@@ -74,6 +78,7 @@ class Index(NamedTuple):
     opclass: str
     table: str
     column: str | None
+    options: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +126,12 @@ class Findings:
             and (index.table, index.column) == (VECTORS, "embedding")
             and index.method in ("hnsw", "ivfflat")
         ]
+
+    def built_with(self, name: str) -> int | None:
+        """A build parameter of the approximate index on the embeddings, where it was given."""
+        options = (option for index in self.embedding_indexes for option in index.options or ())
+        given = dict(option.split("=", 1) for option in options)
+        return int(given[name]) if name in given else None
 
 
 def regclass_name(layout: Layout, table: str) -> str:

@@ -41,7 +41,8 @@ class Layout:
     """A store's tables and settings, as the statements need to know them.
 
     ``schema`` is ``None`` for the search path's. ``embedding_id`` names the embedding model, so
-    that a text is embedded again when the model changes. ``iterative_scan`` tells whether pgvector
+    that a text is embedded again when the model changes. ``ef_construction`` and ``lists`` are
+    those that the index in the database was built with. ``iterative_scan`` tells whether pgvector
     is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path.
     ``has_vectors`` is whether the table of vectors was there at first use. What the properties
     return is quoted and ready to stand in a statement with parameters.
@@ -52,6 +53,8 @@ class Layout:
     ttl: TtlSettings = field(default_factory=TtlSettings)
     # No statement's text depends on it, and settings of any kind are part of it.
     embedding_id: str | None = field(default=None, compare=False, repr=False)
+    ef_construction: int | None = None
+    lists: int | None = None
     iterative_scan: bool = True
     pgvector_schema: str | None = None
     has_vectors: bool = False
@@ -85,6 +88,11 @@ class Layout:
         if self.pgvector_schema is None:
             return operator
         return f"OPERATOR({_quoted(self.pgvector_schema)}.{operator})"
+
+    @property
+    def has_walks(self) -> bool:
+        """Whether there is to be an index that a search can walk."""
+        return self.indexed.kind != "flat"
 
     @property
     def indexed(self) -> IndexSettings:
