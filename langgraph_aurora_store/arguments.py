@@ -10,6 +10,8 @@ from langgraph_aurora_store.errors import ConfigurationError
 
 # Longer identifiers PostgreSQL cuts off: https://www.postgresql.org/docs/current/limits.html
 _LONGEST_IDENTIFIER = 63
+# RDS API reference, CreateDBCluster.
+_IDENTIFIER = re.compile(r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*")
 _REGION = re.compile(r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}")
 
 
@@ -34,7 +36,7 @@ def _is_port(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65_535
 
 
-def _is_schema(value: object) -> bool:
+def _is_identifier(value: object) -> bool:
     return _is_text(value) and len(str(value).encode(errors="replace")) <= _LONGEST_IDENTIFIER
 
 
@@ -46,12 +48,18 @@ def _embeds(value: object) -> bool:
     return _is_text(value) or _has("embed_documents")(value) or _has("__call__")(value)
 
 
-_TEXT = "text that is not empty and holds no NUL character"
+_TEXT = (
+    f"text that is not empty, holds no NUL character and has {_LONGEST_IDENTIFIER} bytes at most"
+)
 _ARGUMENTS: Mapping[str, _Wanted] = {
     "cluster": _Wanted(_is_text, "the identifier, ARN or endpoint of a cluster, or leave it out"),
+    "identifier": _Wanted(
+        lambda value: isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value)),
+        "1 to 63 letters, digits and single hyphens, the first a letter",
+    ),
     "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),
-    "user": _Wanted(_is_text, f"{_TEXT}, or leave it out and set AURORA_USER"),
-    "database": _Wanted(_is_text, f"{_TEXT}, or leave it out and set AURORA_DATABASE"),
+    "user": _Wanted(_is_identifier, f"{_TEXT}, or leave it out and set AURORA_USER"),
+    "database": _Wanted(_is_identifier, f"{_TEXT}, or leave it out and set AURORA_DATABASE"),
     "region": _Wanted(_is_region, "a region such as 'us-east-1', or leave it out"),
     "port": _Wanted(_is_port, "a whole number from 1 to 65535, or leave it out"),
     "session": _Wanted(_has("get_credentials"), "a boto3.Session, or leave it out", is_secret=True),
@@ -60,9 +68,7 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
         "PasswordCredentials(...) or SecretsManagerCredentials(...), or leave it out",
         is_secret=True,
     ),
-    "schema": _Wanted(
-        _is_schema, f"{_TEXT}, of {_LONGEST_IDENTIFIER} bytes at most, or leave it out"
-    ),
+    "schema": _Wanted(_is_identifier, f"{_TEXT}, or leave it out"),
     "index": _Wanted(
         lambda value: isinstance(value, Mapping),
         "a mapping, {'embed': 'bedrock:amazon.titan-embed-text-v2:0', 'fields': ['content']}",

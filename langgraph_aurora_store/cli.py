@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import click
@@ -31,7 +31,7 @@ def command_line() -> click.Group:
     from langgraph_aurora_store.version import __version__
 
     @click.group()
-    @click.version_option(__version__)
+    @click.version_option(__version__, prog_name="langgraph-aurora-store")
     def tool() -> None:
         """Long-term memory for LangGraph agents on Amazon Aurora PostgreSQL."""
 
@@ -41,15 +41,22 @@ def command_line() -> click.Group:
     @click.option("--database", default="memory", show_default=True)
     @click.option("--region", default="us-east-1", show_default=True)
     @click.option("--port", default=0, show_default=True, help="On 127.0.0.1; 0 takes any.")
-    def local(identifier: str, user: str, database: str, region: str, port: int) -> None:
+    @click.option(
+        "--version",
+        type=click.Choice(["16", "18"]),
+        default="16",
+        show_default=True,
+        help="PostgreSQL's.",
+    )
+    def local(version: str, **options: Any) -> None:
         """Run a local Aurora until interrupted and print what to export."""
-        from langgraph_aurora_store.errors import MissingExtraError
+        from langgraph_aurora_store.errors import AuroraStoreError
 
         try:
             from langgraph_aurora_store.local.shell import serve
 
-            serve(identifier=identifier, user=user, database=database, region=region, port=port)
-        except MissingExtraError as exc:
+            serve(version=16 if version == "16" else 18, **options)
+        except AuroraStoreError as exc:
             raise click.ClickException(str(exc)) from exc
 
     return tool

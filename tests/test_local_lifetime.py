@@ -1,6 +1,7 @@
 """A local Aurora comes and goes without a trace, however its owner ends."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -15,8 +16,9 @@ import psycopg
 import pytest
 from conftest import Database
 
-from langgraph_aurora_store.errors import AuroraStoreError, MissingExtraError
+from langgraph_aurora_store.errors import AuroraStoreError, ConfigurationError, MissingExtraError
 from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.version import __version__
 
 AS_MODULE = ("-m", "langgraph_aurora_store.local")
 AS_SCRIPT = ("-c", "from langgraph_aurora_store.cli import main; main()", "local")
@@ -173,11 +175,70 @@ def test_what_the_command_prints_leads_to_it(command, number):
         assert not Path(shlex.split(root)[1].partition("=")[2]).exists()
 
 
+@pytest.mark.parametrize("command", [AS_MODULE, AS_SCRIPT], ids=["module", "script"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_can_end_what_it_started_in_the_background(command, number):
+    """A shell has the commands that it runs with an ampersand ignore the interrupt."""
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    with running("-c", ignoring, *command) as process:
+        read_exports(process)
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+@pytest.mark.parametrize("command", [AS_MODULE, AS_SCRIPT], ids=["module", "script"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "{taken}"], ["127.0.0.1:{taken}", "Address already in use", "port=0"]),
+        (["--port", "99999"], ["port", "99999", "65535"]),
+        (["--user", "pg_x"], ["'pg_x'", "reserved"]),
+        (["--user", "rdsadmin"], ["'rdsadmin'", "already exists"]),
+        (["--user", ""], ["user", "''"]),
+        (["--database", "postgres"], ["'postgres'", "already exists"]),
+        (["--database", "x" * 64], ["database", "63"]),
+        (["--region", "us east"], ["region", "'us east'", "'us-east-1'"]),
+        (["--identifier", "a b"], ["identifier", "'a b'"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
+    database: Database, command, options, words
+):
+    """In a line with what was passed; nothing is left behind."""
+    taken = str(database.cluster.port)
+    options = [option.format(taken=taken) for option in options]
+    found = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True)
+    assert found.returncode != 0
+    assert "Traceback" not in found.stderr
+    for word in words:
+        assert word.format(taken=taken) in found.stderr
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize("command", [AS_MODULE, AS_SCRIPT], ids=["module", "script"])
+def test_both_commands_take_the_same_options(command):
+    """The servers' version among them."""
+    found = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True)
+    options = set(re.findall(r"--[a-z]+", found.stdout))
+    names = ("identifier", "user", "database", "region", "port", "version", "help")
+    assert options == {f"--{name}" for name in names}
+
+
+def test_the_tool_tells_its_version():
+    """That of the package."""
+    code = "from langgraph_aurora_store.cli import main; main()"
+    command = [sys.executable, "-c", code, "--version"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.stdout == f"langgraph-aurora-store, version {__version__}\n"
+
+
 def test_a_port_can_be_asked_for_and_a_taken_one_is_an_error(database: Database):
     """The second on the same port fails with the system's reason and leaves nothing behind."""
     before = threading.enumerate()
     taken = LocalAurora(port=database.cluster.port, export=False)
-    with pytest.raises(OSError, match="Address already in use"):
+    with pytest.raises(ConfigurationError, match="Address already in use"):
         taken.start()
     assert threading.enumerate() == before
 
@@ -194,6 +255,7 @@ def test_a_missing_server_names_the_extra(monkeypatch):
     [
         ("cryptography", "from langgraph_aurora_store.local import LocalAurora", "local"),
         ("cryptography", "import sys; sys.argv[1:] = ['local']; main()", "local"),
+        ("cryptography", "from langgraph_aurora_store.local.__main__ import main; main()", "local"),
         ("click", "main()", "cli"),
     ],
 )

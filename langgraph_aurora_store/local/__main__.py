@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from langgraph_aurora_store.local.shell import serve
+from langgraph_aurora_store.errors import AuroraStoreError
 
 
 def main() -> None:
@@ -20,7 +21,13 @@ def main() -> None:
     parser.add_argument("--region", default="us-east-1", help="region tokens are good for")
     parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1, 0: any")
     parser.add_argument("--version", type=int, default=16, choices=(16, 18), help="PostgreSQL's")
-    serve(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    try:
+        from langgraph_aurora_store.local.shell import serve  # which may lack its packages
+
+        serve(**options)
+    except AuroraStoreError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

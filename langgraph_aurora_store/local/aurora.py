@@ -12,6 +12,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from langgraph_aurora_store.arguments import check, within
 from langgraph_aurora_store.errors import AuroraStoreError
 from langgraph_aurora_store.local import api, keys, roles
 from langgraph_aurora_store.local.lifetime import exported
@@ -71,7 +72,6 @@ class LocalAurora:
 
     describe_denied = False
     """Whether DescribeDBClusters answers AccessDenied."""
-
     describe_calls = 0
     """How often the RDS API was called."""
 
@@ -91,6 +91,7 @@ class LocalAurora:
         clock: Callable[[], float] = time.time,
         export: bool = True,
     ) -> None:
+        check(identifier=identifier, user=user, database=database, region=region)
         self.identifier = identifier
         self.user = user
         self.database = database
@@ -100,7 +101,7 @@ class LocalAurora:
         self.version = version
         self.resource_id = f"cluster-{keys.letters(string.ascii_uppercase + string.digits, 26)}"
         self.arn = f"arn:aws:rds:{region}:{api.ACCOUNT}:cluster:{identifier}"
-        self._requested_port = port
+        self._requested_port = within("port", port, 0, 65_535)
         self._clock = clock
         self._export = export
         self._keys = keys.of_session(keys_of) if keys_of else keys.made_up(session_token)
@@ -146,8 +147,7 @@ class LocalAurora:
         )
         stack.callback(self._forget)
         self._parts = parts
-        self.create_user(self.user)
-        self.create_database(self.database)
+        roles.create_both(parts.server, user=self.user, database=self.database)
         if self._export:
             stack.enter_context(exported(self._exports(parts)))
 

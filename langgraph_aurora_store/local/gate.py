@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeAlias
 
-from langgraph_aurora_store.errors import AuroraStoreError
+from langgraph_aurora_store.errors import AuroraStoreError, ConfigurationError
 from langgraph_aurora_store.local.opening import Dials
 from langgraph_aurora_store.local.relay import Paths
 
@@ -45,7 +45,7 @@ class Gate:
 
     def __init__(self, directory: Path, *, port: int) -> None:
         self._directory = directory
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+        self._listener = _listen(port)
         self.port: int = self._listener.getsockname()[1]
         self._dials_path.write_bytes(bytes(Dials.LAYOUT.size))
         self.dials = Dials(str(self._dials_path))
@@ -188,3 +188,13 @@ class _Conversation(socketserver.StreamRequestHandler):
                 if question["ask"] == "admitted":
                     stack.enter_context(self.server.links.holding(self.connection))
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on 127.0.0.1:{port}: {error.strerror}; pass another port, or port=0 for"
+            " any that is free"
+        ) from error

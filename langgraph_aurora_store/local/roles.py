@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 from psycopg import sql
 
+from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.local.server import Server
 
 # Not pg_has_role(): a superuser has every role, but "+rds_iam" in pg_hba.conf means real members.
@@ -50,6 +51,22 @@ def create_database(server: Server, name: str, *, owner: str, template: str) -> 
     """Copy a database; its owner may create schemas and tables in it."""
     statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
     server.execute(statement.format(*map(sql.Identifier, (name, owner, template))))
+
+
+def create_both(server: Server, *, user: str, database: str) -> None:
+    """Make a role for IAM tokens, and its database.
+
+    Raises:
+        ConfigurationError: the server takes no such name.
+    """
+    try:
+        create_user(server, user, password=None)
+        create_database(server, database, owner=user, template="template1")
+    except psycopg.Error as error:
+        raise ConfigurationError(
+            f"user={user!r} with database={database!r} cannot be made:"
+            f" {error.diag.message_primary}; pass others"
+        ) from error
 
 
 def drop_database(server: Server, name: str) -> None:

@@ -12,6 +12,8 @@ from typing import TextIO
 from langgraph_aurora_store.local.aurora import LocalAurora
 from langgraph_aurora_store.local.server import ServerVersion
 
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+
 
 def serve(
     *,
@@ -27,7 +29,8 @@ def serve(
 
     Call it from the main thread: it takes over both signals for as long as it runs.
     """
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # A shell has what it runs in the background ignore SIGINT, and Python then leaves it at that.
+    previous = {number: signal.signal(number, _interrupt) for number in _ENDS}
     try:
         with (
             suppress(KeyboardInterrupt),
@@ -46,7 +49,8 @@ def serve(
             while True:
                 signal.pause()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def instructions(cluster: LocalAurora) -> Iterator[str]:
