@@ -77,6 +77,7 @@ def test_a_batch_embeds_its_texts_and_queries_at_once() -> None:
         [
             PutOp(("n",), "b", {"text": "one"}),
             PutOp(("n",), "a", {"text": "two"}),
+            PutOp(("n",), "c", {"text": "two"}),
             SearchOp((), query="three"),
         ],
         LAYOUT,
