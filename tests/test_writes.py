@@ -570,6 +570,12 @@ def test_rows_are_locked_in_the_order_of_their_keys(
         done.result()
 
 
+def test_a_namespace_is_deleted_in_the_order_that_batches_write_in(engine: Engine) -> None:
+    """Code points, which is not the order of every database; that of the tests' has no other."""
+    (statement,) = next(delete_under(("n",), engine.layout)).statements
+    assert b'ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"' in statement.sql
+
+
 def _operation(generator: random.Random, key: str, turn: int) -> PutOp | GetOp:
     kind = generator.random()
     if kind < 0.2:
