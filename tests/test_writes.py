@@ -570,10 +570,12 @@ def test_rows_are_locked_in_the_order_of_their_keys(
         done.result()
 
 
-def test_a_namespace_is_deleted_in_the_order_that_batches_write_in(engine: Engine) -> None:
-    """Code points, which is not the order of every database; that of the tests' has no other."""
-    (statement,) = next(delete_under(("n",), engine.layout)).statements
-    assert b'ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"' in statement.sql
+def test_namespaces_are_deleted_and_listed_in_the_order_of_code_points(engine: Engine) -> None:
+    """As batches write and memory lists. The database of the tests has no other order to show."""
+    (deletion,) = next(delete_under(("n",), engine.layout)).statements
+    assert b'ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"' in deletion.sql
+    *_, listing = next(converse([ListNamespacesOp()], engine.layout)).statements
+    assert b'ORDER BY labels COLLATE "C"' in listing.sql
 
 
 def _operation(generator: random.Random, key: str, turn: int) -> PutOp | GetOp:
