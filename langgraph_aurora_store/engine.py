@@ -5,6 +5,7 @@ Nothing here does I/O; `store` and `aio` drive the flows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 # What speaks of tables is imported where it is used: a process that imports the store, a Lambda
 # function at its cold start for one, need not wait for it.
+
+logger = logging.getLogger(__name__)
 
 # Embedded once, where neither the model's name nor the configuration tells the vectors' length.
 _PROBE = "How many dimensions?"
@@ -188,6 +191,13 @@ class Engine:
     def _found(self, layout: Layout, found: Findings) -> Layout:
         """The layout with what is in the database, and what its pgvector can do."""
         self._place = f"schema {found.schema!r} of database {found.database!r}"
+        if layout.index is not None and layout.has_walks and not found.iterative_scan:
+            logger.warning(
+                "pgvector %s in database %r is older than 0.8: a search that its index leaves short"
+                " of matches compares all, which is slow; run ALTER EXTENSION vector UPDATE",
+                found.pgvector,
+                found.database,
+            )
         self._ready = replace(
             layout,
             ef_construction=found.built_with("ef_construction"),

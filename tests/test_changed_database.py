@@ -49,6 +49,24 @@ async def used(twin: Twin) -> None:
     assert [item.key for item in await twin.search(NS, query="cats")] == ["k"]
 
 
+async def test_an_older_pgvector_is_asked_for_what_it_knows(
+    twin: Twin, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says once how to get what it lacks."""
+    change(database, "UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
+    await twin.setup()
+    for i in range(5):
+        await twin.put(NS, f"k{i}", {"text": f"likes cats {i}"})
+    assert len(await twin.search(NS, query="cats", limit=5)) == 5
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    (told,) = [record.getMessage() for record in warnings if "pgvector" in record.name + record.msg]
+    assert "pgvector 0.7.4" in told
+    assert "ALTER EXTENSION vector UPDATE" in told
+    layout = twin.store._engine._ready
+    assert layout is not None
+    assert layout.iterative_scan is False
+
+
 OPERATIONS: dict[str, Callable[[Twin], Any]] = {
     "get": lambda twin: twin.get(NS, "k"),
     "put": lambda twin: twin.put(NS, "k", {"text": "other"}),

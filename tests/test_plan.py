@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any, Literal
 
-import psycopg
 import pytest
 from driver import drive
 from engine import Engine, embed, made
@@ -101,20 +100,6 @@ def test_what_fails_in_embedding_leaves_nothing_to_write() -> None:
         flow.throw(OSError("no model"))
     with pytest.raises(StopIteration):
         next(flow)
-
-
-def test_an_older_pgvector_is_asked_for_what_it_knows() -> None:
-    """It refuses the setting of iterative scans; the same search follows without it."""
-    flow = converse([SearchOp((), query="x")], LAYOUT)
-    next(flow)
-    first = flow.send(Vectors([], [[1.0, 0.0]]))
-    assert isinstance(first, Run)
-    assert b"iterative_scan" in first.statements[0].sql
-    again = flow.throw(psycopg.errors.InvalidName("invalid configuration parameter name"))
-    assert isinstance(again, Run)
-    assert b"iterative_scan" not in again.statements[0].sql
-    with pytest.raises(psycopg.errors.InvalidName):
-        flow.throw(psycopg.errors.InvalidName("another"))
 
 
 @pytest.mark.parametrize("at_most", [1, 2, 3, 50])

@@ -6,12 +6,8 @@ comparison with all: an index decides how fast, never how many.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
-
-import psycopg
 
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
 
     from langgraph_aurora_store.sql.search import Search
     from langgraph_aurora_store.sql.sizes import Sizes
-
-logger = logging.getLogger(__name__)
 
 _WIDENING = 8
 _WIDEST = 5_000
@@ -55,14 +49,7 @@ def nearest(
         # What is not steered goes first, in the same round trip; the steering has a reply too.
         attempts.sort(key=lambda attempt: not attempt.is_exact)
         free = sum(attempt.is_exact for attempt in attempts)
-        try:
-            replies = yield Run(_statements(attempts, free, vectors, layout))
-        except psycopg.errors.InvalidName as exc:
-            if not layout.iterative_scan:
-                raise
-            logger.warning("pgvector is older than 0.8, so filtered searches are slow: %s", exc)
-            layout = replace(layout, iterative_scan=False)
-            continue
+        replies = yield Run(_statements(attempts, free, vectors, layout))
         tried = list(zip(attempts, [*replies[:free], *replies[free + 1 :]], strict=True))
         for attempt, rows in tried:
             found[attempt.number] = _found(rows)
