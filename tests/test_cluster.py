@@ -428,7 +428,8 @@ def test_making_a_connector_opens_no_socket_and_imports_no_sdk() -> None:
     code = """
 import socket, sys
 from langgraph_aurora_store.connect.connector import make_connector
-from langgraph_aurora_store.connect.pool import PoolSettings, make_async_pool, make_pool
+from langgraph_aurora_store.connect.pool import make_async_pool, make_pool
+from langgraph_aurora_store.connect.settings import PoolSettings
 def refuse(*args, **kwargs): raise AssertionError("a socket was opened")
 socket.socket = socket.create_connection = socket.getaddrinfo = refuse
 connector = make_connector("agent-memory", user="langmem", database="memory")

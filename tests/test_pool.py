@@ -5,6 +5,7 @@ import gc
 import inspect
 import json
 import logging
+import threading
 import time
 import traceback
 import weakref
@@ -156,6 +157,46 @@ def test_connection_in_use_is_not_checked(cluster: LocalAurora, open_pool: Open)
     pool.hold(1)
     cluster.stalled = True
     pool.hold(1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_dead_connections_are_not_replaced_beyond_what_is_asked_for(
+    cluster: LocalAurora, open_pool: Open, count: int
+) -> None:
+    """A sandbox that is thawed connects once, and a service no faster than it has callers."""
+    pool = open_pool(connect(cluster), replace(SETTINGS, check_after_idle_s=0.0))
+    pool.hold(count)
+    for _ in range(3):
+        cluster.cut_connections()
+        accepted = cluster.accepted
+        assert pool.fetch() == cluster.user
+        assert pool.pool.get_stats()["pool_size"] == 1
+        assert cluster.accepted - accepted == 1
+
+
+def test_dead_connections_are_replaced_up_to_the_least(
+    cluster: LocalAurora, open_pool: Open
+) -> None:
+    """Those of ``min_size`` are kept warm."""
+    pool = open_pool(connect(cluster), replace(SETTINGS, min_size=2, check_after_idle_s=0.0))
+    pool.fill()
+    cluster.cut_connections()
+    assert pool.fetch() == cluster.user
+    pool.fill()
+    assert pool.pool.get_stats()["pool_size"] >= 2
+
+
+def test_connections_that_die_in_use_are_replaced_for_those_who_wait(
+    cluster: LocalAurora, open_pool: Open
+) -> None:
+    """Also where the pool can grow no further."""
+    pool = open_pool(connect(cluster), replace(SETTINGS, max_size=1))
+    sleeping = "SELECT current_user FROM pg_sleep(0.3)"
+    cutting = threading.Timer(0.15, cluster.cut_connections)
+    cutting.start()
+    found = pool.together(4, sleeping)
+    cutting.join()
+    assert found.count(cluster.user) == 3
 
 
 # rotation
@@ -326,7 +367,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         PoolSettings(min_size=3, max_size=2)
     with pytest.raises(ConfigurationError, match="max_size is a whole number from 1"):
         PoolSettings(min_size=0, max_size=0)
-    with pytest.raises(ConfigurationError, match="timeout_s is a number from 0.001"):
+    with pytest.raises(ConfigurationError, match=r"timeout_s is a number from 0\.001"):
         PoolSettings(timeout_s=0)
     with pytest.raises(ConfigurationError, match="'serverless' is unknown"):
         PoolSettings.chosen("serverless", on_lambda=False)  # type: ignore[arg-type]  # the point

@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Callable
 
 import psycopg_pool
+from psycopg_pool.base import AttemptWithBackoff
+from typing_extensions import override
 
 from langgraph_aurora_store.connect.connection import AnyConnection
-from langgraph_aurora_store.connect.refusal import is_port_closed, is_silence, is_transient
+from langgraph_aurora_store.connect.refusal import again, is_port_closed, is_silence, is_transient
 from langgraph_aurora_store.errors import (
     ConnectError,
     PoolClosedError,
@@ -28,6 +30,26 @@ _LONGEST_REST_S = 0.5
 _GRACE_S = 0.4
 # How psycopg_pool ends a wait without a connection.
 TURNED_AWAY = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests)
+
+
+class OnlyAttempt(AttemptWithBackoff):
+    """An attempt after which psycopg_pool calls `reconnect_failed` and schedules no other."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=0.0)
+
+    @override
+    def time_to_give_up(self, now: float) -> bool:
+        return True
+
+
+class Refused(Exception):  # noqa: N818 - a message to a waiting caller, which never leaves here
+    """Carries what refused a connection to a caller that waits for it."""
+
+    def __init__(self, error: Exception, *, begun_at: float) -> None:
+        super().__init__(str(error))
+        self.error = again(error)
+        self.begun_at = begun_at
 
 
 class Health:

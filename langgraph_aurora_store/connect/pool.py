@@ -28,45 +28,20 @@ from langgraph_aurora_store.connect.connection import (
 )
 from langgraph_aurora_store.connect.connector import Connector
 from langgraph_aurora_store.connect.news import PoolName
-from langgraph_aurora_store.connect.patience import TURNED_AWAY, Health, Patience
-from langgraph_aurora_store.connect.refusal import again
+from langgraph_aurora_store.connect.patience import (
+    TURNED_AWAY,
+    Health,
+    OnlyAttempt,
+    Patience,
+    Refused,
+)
 from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.errors import AuthenticationError
-
-__all__ = [
-    "AsyncAuroraConnection",
-    "AsyncAuroraPool",
-    "AuroraConnection",
-    "AuroraPool",
-    "PoolSettings",
-    "make_async_pool",
-    "make_pool",
-]
 
 logger = logging.getLogger(__name__)
 
 # How long callers wait for another connection of the pool after one more was refused.
 _GRACE_S = 0.5
-
-
-class _OnlyAttempt(AttemptWithBackoff):
-    """An attempt after which psycopg_pool calls `reconnect_failed` and schedules no other."""
-
-    def __init__(self) -> None:
-        super().__init__(timeout=0.0)
-
-    @override
-    def time_to_give_up(self, now: float) -> bool:
-        return True
-
-
-class _Refused(Exception):  # noqa: N818 - a message to a waiting caller, which never leaves here
-    """Carries what refused a connection to a caller that waits for it."""
-
-    def __init__(self, error: Exception, *, begun_at: float) -> None:
-        super().__init__(str(error))
-        self.error = again(error)
-        self.begun_at = begun_at
 
 
 class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
@@ -97,7 +72,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
                 time.sleep(rest_s)
             try:
                 return super().getconn(patience.left_s())
-            except _Refused as refused:
+            except Refused as refused:
                 if patience.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
@@ -164,7 +139,12 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     # psycopg_pool 3.3 backs off for at least one further attempt, whatever the settings.
     @override
     def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
-        super()._add_connection(_OnlyAttempt(), growing)
+        if not growing:
+            with self._lock:
+                if _is_spare(self):
+                    self._nconns -= 1
+                    return
+        super()._add_connection(OnlyAttempt(), growing)
 
     # psycopg_pool 3.3 looks whether it is closed before it has its lock only: whoever came in
     # between would wait where nobody is served any more.
@@ -186,7 +166,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
             with self._lock:
                 self._waiting = deque(who for who in self._waiting if who not in told)
             for position in told:
-                position.fail(_Refused(trouble, begun_at=self._health.trouble_begun_at))
+                position.fail(Refused(trouble, begun_at=self._health.trouble_begun_at))
 
         if self._health.is_alive():
             self._sched.enter(_GRACE_S, tell)
@@ -228,7 +208,7 @@ class AsyncAuroraPool(CancellablePool):
                 await asyncio.sleep(rest_s)
             try:
                 return await super().getconn(patience.left_s())
-            except _Refused as refused:
+            except Refused as refused:
                 if patience.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
@@ -295,7 +275,12 @@ class AsyncAuroraPool(CancellablePool):
     async def _add_connection(
         self, attempt: AttemptWithBackoff | None, growing: bool = False
     ) -> None:
-        await super()._add_connection(_OnlyAttempt(), growing)
+        if not growing:
+            async with self._lock:
+                if _is_spare(self):
+                    self._nconns -= 1
+                    return
+        await super()._add_connection(OnlyAttempt(), growing)
 
     # As in the blocking twin.
     @override
@@ -316,7 +301,7 @@ class AsyncAuroraPool(CancellablePool):
             async with self._lock:
                 self._waiting = deque(who for who in self._waiting if who not in told)
             for position in told:
-                await position.fail(_Refused(trouble, begun_at=self._health.trouble_begun_at))
+                await position.fail(Refused(trouble, begun_at=self._health.trouble_begun_at))
 
         if self._health.is_alive():
             await self._sched.enter(_GRACE_S, tell)
@@ -345,6 +330,15 @@ def _arguments(connector: Connector, settings: PoolSettings) -> dict[str, Any]:
         "max_lifetime": settings.max_lifetime_s,
         "num_workers": min(3, settings.max_size),
     }
+
+
+def _is_spare(pool: AuroraPool | AsyncAuroraPool) -> bool:
+    """Whether nobody needs a connection in the place of a dead one.
+
+    psycopg_pool replaces each, and grows for the caller who found it dead as well.
+    """
+    is_served = pool._growing or not pool._waiting  # noqa: SLF001 - as the methods above
+    return pool._nconns > pool.min_size and is_served  # noqa: SLF001
 
 
 def _limits(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
