@@ -16,7 +16,8 @@ SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca
 
 # The RDS authorities of 28 regions of the commercial partition (neither China nor GovCloud, nor a
 # region younger than this copy) and the public Amazon roots, which certify RDS Proxy, in one file:
-# truststore.pki.rds.amazonaws.com and amazontrust.com/repository.
+# truststore.pki.rds.amazonaws.com and amazontrust.com/repository. libpq reads it anew for each
+# connection, and takes no context that could be kept.
 BUNDLED = Path(__file__).with_name("data") / "rds-trust.pem"
 
 _LOST: dict[SslMode, str] = {
