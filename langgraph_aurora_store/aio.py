@@ -78,6 +78,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self._engine = engine
         self.embeddings, self.index_config = engine.embeddings, engine.index_config
         self.ttl_config = engine.ttl_config
+        # Of both, a loop touches its own entry only, and in single steps: threads need no lock.
         self._sweepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
             weakref.WeakKeyDictionary()
         )

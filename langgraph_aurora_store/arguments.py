@@ -114,7 +114,9 @@ def within(name: str, value: object, low: float, high: float, *, whole: bool = T
 def _shown(value: object, wanted: _Wanted) -> str:
     if isinstance(value, type):
         return f"=, the class {value.__name__},"
-    if wanted.is_secret:
+    # What else there is may hold a key or a password in its text.
+    is_plain = isinstance(value, str | int | float | None) and "://" not in str(value)
+    if wanted.is_secret or not is_plain:
         return f"= of type {type(value).__name__}"
     text = repr(value)
     return f"={text[:60]}..." if len(text) > 80 else f"={text}"

@@ -26,7 +26,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "misspelt embed": ({"index": {"embd": embedder}}, ["'embd'", "did you mean 'embed'"]),
     "no embed": ({"index": {"dims": 16}}, ["embed", "bedrock:"]),
     "index as text": ({"index": "bedrock:x"}, ["'bedrock:x'", "{'embed':"]),
-    "index as list": ({"index": ["text"]}, ["['text']", "{'embed':"]),
+    "index as list": ({"index": ["text"]}, ["index=", "list", "{'embed':"]),
     "ttl as a number": ({"ttl": 60}, ["60", "{'default_ttl': 60}"]),
     "ttl of nothing": ({"ttl": 0}, ["ttl=0 ", "default_ttl"]),
     "ttl beyond the server's numbers": ({"ttl": {"default_ttl": 1e300}}, ["1e+300", "default_ttl"]),
@@ -65,6 +65,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster": f"{LONG}.example.com", "endpoint": HOST},
         ["63"],
     ),
+    "a URL as user": ({"user": "postgresql://u:a-secret@h/\0"}, ["user", "str"]),
+    "a client as embed": (index(embed=["a-secret"]), ["embed", "list"]),
     "pool as a number": ({"pool": 5}, ["pool", "5", "'service'"]),
 }
 KEPT = {"cluster": HOST, "user": "u", "database": "d"}
