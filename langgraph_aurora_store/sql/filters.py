@@ -31,9 +31,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, wraps
 from typing import NamedTuple, TypeAlias
 
 from langgraph_aurora_store.errors import InvalidFilterError
+from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.values import is_storable
 
 _MISSING = "NULL::jsonb"
@@ -49,6 +51,8 @@ _LONGEST_PLACE = 2_000
 
 # Each is compared with each item: measured, 1,000 take .1 to .6 s for 1,000 items that match none.
 _MOST_PARTS = 1_000
+# Characters. psycopg keeps its own work on statements of up to so many, too.
+_LONGEST_REMEMBERED = 4_096
 
 Trail: TypeAlias = tuple[str, ...]
 
@@ -58,6 +62,18 @@ class Condition(NamedTuple):
 
     sql: str
     params: dict[str, object]
+
+
+def by_condition(build: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Remember the statements built last, unless their condition is long: those would pile up."""
+    remembered = lru_cache(maxsize=256)(build)
+
+    @wraps(build)
+    def statement(layout: Layout, condition: str, **scope: bool) -> bytes:
+        choice = remembered if len(condition) <= _LONGEST_REMEMBERED else build
+        return choice(layout, condition, **scope)
+
+    return statement
 
 
 def compile_filter(filter_: Mapping[str, object] | None) -> Condition:

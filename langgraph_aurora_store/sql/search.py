@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from langgraph.store.base import SearchItem, SearchOp
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.filters import Condition, compile_filter
+from langgraph_aurora_store.sql.filters import Condition, by_condition, compile_filter
 from langgraph_aurora_store.sql.get import Address
 from langgraph_aurora_store.sql.items import (
     ALIVE,
     DUE,
-    check_page,
     namespace_of,
     prefix_of,
     span_of,
@@ -63,13 +61,12 @@ class Search(NamedTuple):
 
 
 def plan(place: int, op: SearchOp, layout: Layout) -> Search:
-    """Check one operation.
+    """Check one operation, whose page is one.
 
     Raises:
-        ConfigurationError: for a query in a store without an index, or a page below 0.
+        ConfigurationError: for a query in a store without an index.
         InvalidFilterError: for a filter that means nothing.
     """
-    check_page(op.limit, op.offset)
     query = op.query if op.query and not op.query.isspace() and op.limit else None
     if query is not None and layout.index is None:
         raise ConfigurationError(
@@ -110,7 +107,7 @@ def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem],
     return found, [(row[0], row[1]) for row in rows if row[5]] if search.op.refresh_ttl else []
 
 
-@lru_cache(maxsize=256)
+@by_condition
 def _recent(layout: Layout, condition: str, *, is_bounded: bool) -> bytes:
     within = under("s.prefix") if is_bounded else "true"
     names = {"store": layout.store, "due": DUE, "alive": ALIVE}

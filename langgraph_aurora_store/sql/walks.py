@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import isqrt
 
 from langgraph_aurora_store.config import EF_CONSTRUCTION
+from langgraph_aurora_store.sql.filters import by_condition
 from langgraph_aurora_store.sql.items import ALIVE, DUE, below, exactly, under
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Statement
@@ -182,7 +183,7 @@ def _steering_text(layout: Layout) -> bytes:
     return f"SELECT WHERE concat({', '.join(calls)}) IS NULL".encode()
 
 
-@lru_cache(maxsize=256)
+@by_condition
 def guided(layout: Layout, condition: str, *, is_bounded: bool, is_large: bool) -> bytes:
     """Compares few or walks among many; ``is_large`` spares the count."""
     names = _names(layout, condition, is_bounded=is_bounded)
@@ -210,7 +211,7 @@ def _counted(layout: Layout, *, is_bounded: bool) -> str:
     return _COUNTED.format(probe=" UNION ALL ".join(probes))
 
 
-@lru_cache(maxsize=256)
+@by_condition
 def exact(layout: Layout, condition: str, *, is_bounded: bool) -> bytes:
     """Compares all."""
     return _EXACT.format(**_names(layout, condition, is_bounded=is_bounded)).encode()
