@@ -273,6 +273,36 @@ def test_a_forked_process_embeds_on_its_own(bedrock: Bedrock) -> None:
     assert len(bedrock.requests) == 5
 
 
+def test_a_child_forked_during_the_first_embedding_embeds(bedrock: Bedrock) -> None:
+    """What another thread was about to make is made in the child, which has no such thread."""
+    making, go_on = threading.Event(), threading.Event()
+
+    class Slow(boto3.session.Session):
+        def client(self, *args: object, **options: object) -> object:
+            making.set()
+            go_on.wait(20)
+            return super().client(*args, **options)  # type: ignore[call-overload]  # as given
+
+    keys = {"aws_access_key_id": "AKIDEXAMPLE", "aws_secret_access_key": "secret"}
+    shared = embeddings(bedrock, session=Slow(region_name="us-east-1", **keys))
+    first = threading.Thread(target=shared.embed_query, args=("of a thread",))
+    first.start()
+    assert making.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        go_on.set()
+        try:
+            shared.embed_query("of the child")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    first.join()
+    assert len(bedrock.requests) == 2
+
+
 def test_embeddings_can_be_used_after_closing(bedrock: Bedrock) -> None:
     """``close`` lets go of threads and connections, not of the object."""
     reused = embeddings(bedrock)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+
+from langgraph_aurora_store.forks import ForkSafeLock
 
 
 class QueryCache:
@@ -13,7 +14,7 @@ class QueryCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         # Eight bytes a number instead of a float object of 24 and a pointer to it.
         self._vectors: OrderedDict[str, array[float]] = OrderedDict()
 

@@ -14,6 +14,8 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 from weakref import finalize, ref
 
+from langgraph_aurora_store.forks import ForkSafeLock
+
 
 class Closable(Protocol):
     """A client that holds connections."""
@@ -33,7 +35,7 @@ class Workers:
     def __init__(self, limit: int, name: str) -> None:
         self.limit = limit
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pid = 0
         self._executor: ThreadPoolExecutor | None = None
 
@@ -63,7 +65,7 @@ class PerProcess(Generic[C]):
     def __init__(self, owner: object, make: Callable[[], C]) -> None:
         self._owner = ref(owner)
         self._make = make
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pid = 0
         self.made: C | None = None
         self._closing: Callable[[], object] = bool
