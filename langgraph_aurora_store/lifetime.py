@@ -69,7 +69,9 @@ class OwnPool:
         """Close the pool, if there is one and it is this process's."""
         with self._lock:
             pool, self._pool = self._pool, None
-        if pool is not None and self._made_by == os.getpid():
+        if pool is not None and self._made_by != os.getpid():
+            _inherited.append(pool)
+        elif pool is not None:
             pool.close()
 
 

@@ -202,13 +202,13 @@ FORK = """
     store.open()
     store.close()
 """
-LOOKED_UP = """thread = threading.Thread(target=store.open); thread.start()"""
+LOOKED_UP = """thread = threading.Thread(target=store.open, daemon=True); thread.start()"""
 MADE = """
     def hold():
         with store._conn._lock:
             held.set()
             go_on.wait()
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold, daemon=True)
     thread.start()
 """
 
@@ -217,6 +217,41 @@ MADE = """
 def test_a_child_forked_while_a_thread_connects_can_connect(database: Database, hold: str) -> None:
     """The locks that the thread held are nobody's in the child."""
     in_process(database, FORK.format(hold=hold.strip()))
+
+
+@pytest.mark.parametrize("first", ["close", "open"])
+def test_a_child_lets_its_parents_pool_be(database: Database, first: str) -> None:
+    """Collecting it would wait for locks that the parent's workers may have held."""
+    in_process(
+        database,
+        f"""
+        import gc, os, signal, threading
+        from langgraph_aurora_store import AuroraStore
+        store = AuroraStore.from_cluster()
+        store.open()
+        held, go_on = threading.Event(), threading.Event()
+        queue = store.conn._tasks
+        def hold():
+            with queue.mutex:
+                held.set()
+                go_on.wait()
+        thread = threading.Thread(target=hold, daemon=True)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            store.{first}()
+            gc.collect()
+            store.open()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        go_on.set()
+        thread.join()
+        store.open()
+        store.close()
+        """,
+    )
 
 
 def test_loops_in_many_threads_share_a_store(database: Database) -> None:
