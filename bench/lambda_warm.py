@@ -102,7 +102,7 @@ def rows(cluster: LocalAurora) -> list[Row]:
             trips["kept"],
             trips["floor"],
             "two bare statements",
-            aim="≤ 3",
+            aim="3, to the nearest",
             holds=round(trips["ours"]) <= 3,
         )
     )
