@@ -168,6 +168,18 @@ def test_source_of_credentials_that_fails_is_told_as_ours() -> None:
         IamCredentials(bare).login(ENDPOINT, "u")
 
 
+def test_a_token_s_file_that_is_missing_is_told_as_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a pod whose service account is not mounted."""
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agent")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CredentialsError, match=r"missing"):
+        IamCredentials(botocore.session.Session()).login(ENDPOINT, "u")
+
+
 def test_sixteen_threads_sign_at_once() -> None:
     """Pool workers share the credentials, which are loaded once."""
     loads = []

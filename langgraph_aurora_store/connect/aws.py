@@ -65,7 +65,7 @@ class Aws:
     def region(self, environ: Mapping[str, str] | None = None) -> str | None:
         """The session's own region, else that of ``AWS_REGION`` or ``AWS_DEFAULT_REGION``."""
         session: Any = self._open()
-        with _sdk_errors("the AWS configuration could not be read"):
+        with sdk_errors("the AWS configuration could not be read"):
             if hasattr(session, "region_name"):
                 region = session.region_name
             else:
@@ -79,7 +79,7 @@ class Aws:
             CredentialsError: there are none, or their source failed.
         """
         session = self._open()
-        with self._lock, hush(), _sdk_errors("no AWS credentials could be obtained"):
+        with self._lock, hush(), sdk_errors("no AWS credentials could be obtained"):
             found = session.get_credentials()
         if found is None:
             raise CredentialsError(
@@ -133,10 +133,11 @@ class Aws:
 
 
 @contextmanager
-def _sdk_errors(what_failed: str) -> Iterator[None]:
+def sdk_errors(what_failed: str) -> Iterator[None]:
+    """Turn what the SDK raises into a `CredentialsError`; a token's file may be missing, too."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, OSError) as error:
         raise CredentialsError(f"{what_failed}: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-from langgraph_aurora_store.connect.aws import Aws, Session, hush
+from langgraph_aurora_store.connect.aws import Aws, Session, hush, sdk_errors
 from langgraph_aurora_store.connect.cluster import Endpoint
 from langgraph_aurora_store.errors import (
     ConfigurationError,
@@ -97,7 +97,6 @@ class IamCredentials:
 
     def _sign(self, endpoint: Endpoint, region: str, user: str) -> str:
         from botocore.awsrequest import prepare_request_dict
-        from botocore.exceptions import BotoCoreError, ClientError
 
         # The request that botocore's rds client signs in generate_db_auth_token; the scheme is
         # there for the URL parser and is no part of a token.
@@ -110,17 +109,14 @@ class IamCredentials:
         }
         prepare_request_dict(request, f"https://{endpoint.host}:{endpoint.port}")
         signer = self._aws.signer(region)
-        try:
-            with hush():
-                url: str = signer.generate_presigned_url(
-                    request,
-                    operation_name="connect",
-                    region_name=region,
-                    expires_in=TOKEN_LIFETIME_S,
-                    signing_name="rds-db",
-                )
-        except (BotoCoreError, ClientError) as error:
-            raise CredentialsError(f"AWS credentials could not be refreshed: {error}") from error
+        with hush(), sdk_errors("AWS credentials could not be refreshed"):
+            url: str = signer.generate_presigned_url(
+                request,
+                operation_name="connect",
+                region_name=region,
+                expires_in=TOKEN_LIFETIME_S,
+                signing_name="rds-db",
+            )
         return url.removeprefix("https://")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from langgraph_aurora_store.connect.aws import Aws, hush
+from langgraph_aurora_store.connect.aws import Aws, hush, sdk_errors
 from langgraph_aurora_store.connect.names import ClusterName
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
@@ -81,14 +81,9 @@ def describe(name: ClusterName, region: str, aws: Aws) -> Description:
 
 def _obtain_credentials(aws: Aws) -> None:
     """Have what signs the question: its source may fail in ways that look like an answer's."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     credentials = aws.credentials()
-    try:
-        with hush():
-            credentials.get_frozen_credentials()
-    except (BotoCoreError, ClientError, OSError) as error:
-        raise CredentialsError(f"AWS credentials could not be obtained: {error}") from error
+    with hush(), sdk_errors("AWS credentials could not be obtained"):
+        credentials.get_frozen_credentials()
 
 
 def _read(clusters: list[DBClusterTypeDef], name: ClusterName, region: str) -> Description:
