@@ -8,7 +8,7 @@ from driver import drive
 from relations import connect, index_definition, parent, relations
 
 from langgraph_aurora_store.config import IndexSettings
-from langgraph_aurora_store.errors import SchemaDriftError
+from langgraph_aurora_store.errors import SchemaDriftError, SchemaError
 from langgraph_aurora_store.sql.drift import check
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.schema import setup
@@ -80,6 +80,20 @@ def test_the_parents_table_differs_like_ours(database):
         store.setup()
     with connect(database.owner_dsn) as conn, pytest.raises(SchemaDriftError, match="for 'l2'"):
         drive(setup(layout()), conn)
+
+
+def test_a_dropped_extension_is_told_and_the_statements_of_the_message_settle_it(database, owner):
+    """It took the column of embeddings along; a store without an index needs none."""
+    with connect(database.admin_dsn) as admin:
+        admin.execute("DROP EXTENSION vector CASCADE")
+        admin.execute("CREATE EXTENSION vector")
+    for flow in (setup, check):
+        with pytest.raises(SchemaError, match="has lost its column 'embedding'") as caught:
+            drive(flow(layout()), owner)
+    drive(check(Layout()), owner)
+    owner.execute(*re.findall(r"DROP TABLE [^;]*", str(caught.value)))
+    drive(setup(layout()), owner)
+    drive(check(layout()), owner)
 
 
 def test_an_index_by_another_name_counts(owner):

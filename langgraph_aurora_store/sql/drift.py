@@ -53,15 +53,29 @@ def refuse_drift(index: IndexSettings | None, found: Findings) -> None:
         SchemaDriftError: they differ in dimensions, vector type, metric or kind of index.
         SchemaError: a table of that name is not a LangGraph store's.
     """
-    for table, columns in _EXPECTED.items():
-        if table in found.tables and any((table, name) not in found.columns for name in columns):
-            raise SchemaError(
-                f"table {table!r} in schema {found.schema!r} of database {found.database!r} is"
-                " not a LangGraph store's; pass schema= to keep the store's tables apart"
-            )
+    for table in _EXPECTED.keys() & found.tables:
+        _refuse_other_table(table, index, found)
     if index and VECTORS in found.tables:
         _refuse_other_vectors(index, found)
         _refuse_other_index(index, found)
+
+
+def _refuse_other_table(table: str, index: IndexSettings | None, found: Findings) -> None:
+    missing = [name for name in _EXPECTED[table] if (table, name) not in found.columns]
+    if missing == ["embedding"]:
+        if index is None:
+            return
+        name = Names(found.schema, None).table(table).as_string()
+        raise SchemaError(
+            f"{name} of database {found.database!r} has lost its column 'embedding', as when the"
+            f" extension vector was dropped; DROP TABLE {name}; then setup(), and put every item"
+            " again"
+        )
+    if missing:
+        raise SchemaError(
+            f"table {table!r} in schema {found.schema!r} of database {found.database!r} is"
+            " not a LangGraph store's; pass schema= to keep the store's tables apart"
+        )
 
 
 def _refuse_other_vectors(index: IndexSettings, found: Findings) -> None:
