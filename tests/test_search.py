@@ -172,6 +172,15 @@ def test_a_large_namespace_is_counted_once_in_a_hundred_searches(crowd: Crowd) -
     assert [search("small")[0] for _ in range(3)] == [False] * 3
 
 
+def test_only_so_many_namespaces_are_remembered() -> None:
+    """They would pile up; those that are forgotten are counted again."""
+    sizes = Sizes()
+    for number in range(10_001):
+        sizes.saw(f"n{number}", is_large=True)
+    assert not sizes.is_large("n0")
+    assert sizes.is_large("n10000")
+
+
 def test_a_large_namespace_may_shrink(engine: Engine) -> None:
     """Unnoticed, and all that is left is found."""
     engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
@@ -295,6 +304,15 @@ def test_a_score_is_higher_for_what_is_nearer(
         assert near.score == pytest.approx(score)
         assert far.score is not None
         assert far.score < score
+
+
+@pytest.mark.parametrize("distance", ["l2", "inner_product"])
+def test_a_query_of_zeros_has_distances_of_these_kinds(aurora: LocalAurora, distance: Any) -> None:
+    """Only by cosine is it near to nothing."""
+    with made(aurora, "origin", IndexSettings(dims=DIMS, distance=distance, fields=("text",))) as e:
+        e.run(*(PutOp(("n",), f"k{i}", {"text": f"[{3 - i}, 0, 0, 0]"}) for i in range(3)))
+        found = e.search("n", query="[0, 0, 0, 0]")
+        assert scores(found) == ([-1, -2, -3] if distance == "l2" else [0, 0, 0])
 
 
 def test_documents_of_many_chunks_leave_room_for_others(engine: Engine) -> None:
