@@ -39,7 +39,7 @@ def main() -> None:
     table = as_markdown(found)
     print(table)
     if tuple(parts) == PARTS:
-        RESULTS.write_text(HEAD.format(where=where(server)) + table)
+        RESULTS.write_text(HEAD.format(where=where(server)) + table + NOTES)
         print(f"written to {RESULTS.relative_to(Path.cwd())}", file=sys.stderr)
 
 
@@ -51,6 +51,25 @@ Trust the ratios more than the times: the server runs without fsync, on the mach
 
 {where}
 
+"""
+
+
+NOTES = """
+## How to read it
+
+- **Searches beside psycopg**: the floor is one prepared statement by hand, with iterative scans and
+  pgvector's default `ef_search` of 40, on the same index. Each query is asked of all three in turn,
+  another one first each time. The floor has no limit to fill: where it finds fewer than 10, it stops.
+- **Queries unlike anything stored** are vectors of random direction. All items are nearly equally
+  far, and any index finds some of them; there is no aim for this.
+- **64 asyncio tasks**: what shares a request to the model comes back at one moment, and its writes
+  then queue for the server, which takes most of a millisecond to link each vector into the HNSW
+  index. The floor asks the model once for each call, so that its calls come back one by one.
+- **200 texts on Titan**, which takes one a request: 13 rounds of 16 requests at 50 ms. What is more
+  than 650 ms is the HTTP client's own work and the server's, on the machine's two cores.
+- **Cold start**: the sum is import, making the store, credentials with signer and token, and what
+  calls Bedrock. The looking up of an identifier, the first connection and the first embedding are
+  requests to services, and listed by themselves.
 """
 
 
