@@ -17,6 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
+from langgraph_aurora_store.connect.cancellable import held
 from langgraph_aurora_store.drivers import AsyncConn, AsyncDriver
 from langgraph_aurora_store.engine import Engine
 from langgraph_aurora_store.lifetime import AsyncOwnPool
@@ -158,8 +159,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
         """
         self._loop = asyncio.get_running_loop()  # where `batch` sends what threads ask for
-        if isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)):
+        if isinstance(self.conn, AsyncOwnPool):
             async with self.conn.connection(timeout_s) as pooled:
+                yield pooled
+        elif isinstance(self.conn, AsyncConnectionPool):
+            async with held(self.conn, timeout_s) as pooled:
                 yield pooled
         else:
             async with self.lock:

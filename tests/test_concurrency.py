@@ -639,6 +639,37 @@ async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
             await asyncio.wait_for(leaves, LONG_S)
 
 
+@pytest.mark.parametrize("kind", ["asyncio-pool", "asyncio-cluster"])
+async def test_a_caller_may_leave_while_its_connection_is_given_back(
+    kind: str, aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """The pool gets it back, and nobody waits for a connection that is nowhere."""
+    async with opened(kind, aurora, DATABASE) as store:
+        await store.get(("a",), "k")
+        conn = store.store.conn
+        pool = conn if isinstance(conn, AsyncConnectionPool) else await conn.get()
+        for _ in range(2 * pool.max_size):
+            entered = asyncio.Event()
+
+            async def use(entered: asyncio.Event = entered) -> None:
+                async with store.store.connection():
+                    entered.set()
+
+            user = asyncio.create_task(use())
+            await entered.wait()
+            async with pool._lock:  # psycopg_pool's own, which giving back waits for
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                user.cancel()
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            assert user.done()
+        await asyncio.wait_for(store.get(("a",), "k"), LONG_S)
+        await asyncio.to_thread(
+            until, lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
+        )
+
+
 @on(*ASYNCIO)
 async def test_a_caller_that_leaves_does_not_take_its_neighbours_along(
     store: Twin, sql: psycopg.Connection

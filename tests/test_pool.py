@@ -398,6 +398,11 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             "_get_ready_connection",
             "(self, timeout: 'float | None') -> 'ACT | None'",
         ),
+        (
+            "AsyncConnectionPool",
+            "_putconn",
+            "(self, conn: 'ACT', from_getconn: 'bool') -> 'None'",
+        ),
     ],
 )
 def test_private_hooks_of_psycopg_pool_are_as_we_override_them(
