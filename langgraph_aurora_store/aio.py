@@ -300,13 +300,13 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def _tick(self) -> Tick:
         loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
-            tick = self._ticks[loop] = Tick(self._prepare, self._finish)
+            tick = self._ticks[loop] = Tick(self._prepare, self._finish, self._engine.check)
         return tick
 
     async def _submit(self, ops: Sequence[Op]) -> list[Result]:
         if len(ops) == 1:
             return [await self._tick().submit(ops[0])]
-        return await self._batch(ops)
+        return await self._tick().alongside(self._batch(ops))
 
     async def _batch(self, ops: Iterable[Op]) -> list[Result]:
         return await self._driver.drive(self._engine.batch(ops), self.connection)

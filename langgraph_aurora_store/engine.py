@@ -26,7 +26,7 @@ from langgraph_aurora_store.errors import (
 )
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
-from langgraph_aurora_store.sql.plan import Prepared, apart, converse, finish, prepare
+from langgraph_aurora_store.sql.plan import Prepared, apart, converse, finish, prepare, validate
 from langgraph_aurora_store.sql.sizes import Sizes
 from langgraph_aurora_store.sql.steps import Conversation, Embed, Label
 from langgraph_aurora_store.vectors import Knowledge
@@ -121,6 +121,11 @@ class Engine:
         known = [self._with_defaults(op) for op in ops]
         prepared = yield from self._on_tables(lambda layout: prepare(known, layout))
         return apart(prepared, at_most)
+
+    def check(self, op: Op) -> None:
+        """Raise what is wrong with an operation by itself, as far as that is known by now."""
+        if layout := self._ready:
+            validate(self._with_defaults(op), layout)
 
     def finish(self, part: Prepared) -> Conversation[list[Result]]:
         """The results of a part, in the order of its places."""

@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Prepare: TypeAlias = Callable[[Sequence[Op]], Awaitable["Sequence[Prepared]"]]
+Check: TypeAlias = Callable[[Op], None]
 Finish: TypeAlias = Callable[["Prepared"], Awaitable[Sequence[Result]]]
 # Errors that psycopg takes for operational and that one operation's rows can bring about.
 _OF_ONE = (
@@ -31,6 +32,7 @@ _OF_ONE = (
     psycopg.errors.StatementTooComplex,
 )
 
+T = TypeVar("T")
 _Waiting: TypeAlias = tuple[Op, "asyncio.Future[Result]"]
 
 
@@ -39,16 +41,19 @@ class Tick:
 
     Reads, searches by meaning and writes are a group each, so that what needs no embedding never
     waits for what does. A group shares its requests to the embedding model, and is finished in
-    parts side by side. When one fails for a reason that may lie in one of its members, each member
-    is run alone, those on one key in their order. Cancelling a caller abandons its result and
-    disturbs nobody. Bound to the running loop; not thread-safe.
+    parts side by side. When one fails, those of its members that are wrong in themselves fail, and
+    the others begin again; when none is and the reason may lie in one of them, each is run alone,
+    those on one key in their order. Cancelling a caller abandons its result and disturbs nobody; a
+    write that has not begun by then is given up. Bound to the running loop; not thread-safe.
     """
 
-    def __init__(self, prepare: Prepare, finish: Finish) -> None:
+    def __init__(self, prepare: Prepare, finish: Finish, check: Check) -> None:
         self._prepare = prepare
         self._finish = finish
+        self._check = check
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Future[None]] = set()
 
     async def submit(self, op: Op) -> Result:
         """Run one operation together with the others of this tick."""
@@ -59,12 +64,22 @@ class Tick:
         self._waiting.append((op, future))
         return await future
 
+    async def alongside(self, work: Awaitable[T]) -> T:
+        """The result of work of its caller's own, for which `drain` waits too."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._others.add(ended)
+        try:
+            return await work
+        finally:
+            self._others.discard(ended)
+            ended.set_result(None)
+
     async def drain(self) -> None:
-        """Wait until everything submitted so far has ended."""
-        while self._waiting or self._tasks:
+        """Wait until everything begun so far has ended."""
+        while self._waiting or self._tasks or self._others:
             await asyncio.sleep(0)
-            if self._tasks:
-                await asyncio.wait(set(self._tasks))
+            if under_way := {*self._tasks, *self._others}:
+                await asyncio.wait(under_way)
 
     def _flush(self) -> None:
         groups: defaultdict[str, list[_Waiting]] = defaultdict(list)
@@ -110,7 +125,14 @@ class Tick:
             await asyncio.gather(*(self._settle_part(part, group) for part in parts))
 
     async def _settle_part(self, part: Prepared, group: Sequence[_Waiting]) -> None:
+        # Else a write whose caller has left could overwrite one that came after it.
+        if gone := {place for place in part.places if group[place][1].done()}:
+            part, anew = part.without(gone)
+            if anew:
+                self._start([group[place] for place in anew])
         settled = [group[place] for place in part.places]
+        if not settled:
+            return
         try:
             results = await self._finish(part)
         except Exception as exc:
@@ -122,6 +144,8 @@ class Tick:
 
     def _failed(self, group: list[_Waiting], exc: Exception) -> None:
         if len(group) > 1 and not _is_common(exc):
+            if self._sorted_out(group):
+                return
             logger.debug("a group of %d operations failed; running each alone", len(group))
             alone: defaultdict[object, list[list[_Waiting]]] = defaultdict(list)
             for one in group:
@@ -129,11 +153,32 @@ class Tick:
             for in_turn in alone.values():
                 self._start(*in_turn)
             return
-        for op, future in group:
-            if not future.done():
-                future.set_exception(exc)
-            else:  # abandoned: nobody else will tell
-                log_lost_writes([op], exc)
+        for one in group:
+            _fail(one, exc)
+
+    def _sorted_out(self, group: list[_Waiting]) -> bool:
+        """Fail the operations that are wrong in themselves, and begin again with the others."""
+        good = []
+        for one in group:
+            try:
+                self._check(one[0])
+            except Exception as exc:
+                _fail(one, exc)
+            else:
+                good.append(one)
+        if len(good) == len(group):
+            return False
+        if good:
+            self._start(good)
+        return True
+
+
+def _fail(one: _Waiting, exc: Exception) -> None:
+    op, future = one
+    if not future.done():
+        future.set_exception(exc)
+    else:  # abandoned: nobody else will tell
+        log_lost_writes([op], exc)
 
 
 def _is_common(exc: Exception) -> bool:

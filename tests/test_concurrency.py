@@ -472,7 +472,7 @@ async def test_operations_on_one_key_keep_their_order_beside_a_bad_one(
         store.put(("a",), "k", {"text": "held"}),
         store.put(("b",), "k", {"v": 1}),
         store.put(("a",), "k", {"v": "last"}),
-        store.put(("a",), "bad", {"v": "\0"}),
+        store.put(("a",), "bad", {"text": "broken"}),
         store.delete(("b",), "k"),
         return_exceptions=True,
     )
@@ -480,7 +480,7 @@ async def test_operations_on_one_key_keep_their_order_beside_a_bad_one(
     await store.put(("c",), "k", {})
     model.async_released.set()
     outcomes = await asyncio.wait_for(calls, LONG_S)
-    assert isinstance(outcomes.pop(3), InvalidItemError)
+    assert isinstance(outcomes.pop(3), OutageError)
     assert outcomes == [None] * 4
     assert (await store.get(("a",), "k")).value == {"v": "last"}
     assert await store.get(("b",), "k") is None
@@ -668,6 +668,75 @@ async def test_a_caller_may_leave_while_its_connection_is_given_back(
         await asyncio.to_thread(
             until, lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
         )
+
+
+@on(*ASYNCIO)
+@pytest.mark.parametrize("then", ["put", "delete"])
+async def test_a_write_given_up_beside_a_neighbour_overwrites_no_later_one(
+    store: Twin, model: Model, then: str
+) -> None:
+    """Put, time out, put again or delete: what was acknowledged last is what there is."""
+    first = asyncio.create_task(store.put(("a",), "k", {"text": "old, held"}))
+    neighbour = asyncio.create_task(store.put(("a",), "other", {"text": "tea"}))
+    await asyncio.wait_for(model.async_entered.wait(), LONG_S)
+    first.cancel()
+    if then == "put":
+        await store.put(("a",), "k", {"v": "new"}, index=False)
+    else:
+        await store.delete(("a",), "k")
+    model.async_released.set()
+    await asyncio.wait_for(neighbour, LONG_S)
+    item = await store.get(("a",), "k")
+    assert (item and item.value) == ({"v": "new"} if then == "put" else None)
+    assert (await store.get(("a",), "other")).value == {"text": "tea"}
+
+
+@on(*ASYNCIO)
+async def test_an_earlier_write_of_a_tick_counts_when_a_later_one_is_given_up(
+    store: Twin, model: Model
+) -> None:
+    """Its caller has not left."""
+    calls = [
+        asyncio.create_task(store.put(("a",), "k", {"text": f"tea {number}"}))
+        for number in range(3)
+    ]
+    calls.append(asyncio.create_task(store.put(("a",), "other", {"text": "held"})))
+    await asyncio.wait_for(model.async_entered.wait(), LONG_S)
+    calls[2].cancel()
+    model.async_released.set()
+    await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LONG_S)
+    assert (await store.get(("a",), "k")).value == {"text": "tea 1"}
+    assert (await store.search(("a",), query="tea 1", limit=1))[0].score == pytest.approx(1)
+
+
+@on(*ASYNCIO)
+async def test_a_bad_operation_costs_its_neighbours_no_request(store: Twin, model: Model) -> None:
+    """The others of its tick share one all the same."""
+    await store.get(("a",), "k")
+    calls = [store.put(("a",), f"k{i}", {"text": f"tea {i}"}) for i in range(9)]
+    calls.insert(4, store.put(("a",), "bad", {"text": "\0"}))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(outcomes.pop(4), InvalidItemError)
+    assert outcomes == [None] * 9
+    assert [len(request) for request in model.documents] == [9]
+
+
+async def test_closing_waits_for_a_batch(aurora: LocalAurora, sql: psycopg.Connection) -> None:
+    """And leaves no pool behind that the batch has made."""
+    model = Model()
+    index = {"dims": DIMS, "embed": model, "fields": ["text"]}
+    async with opened("asyncio-cluster", aurora, DATABASE, index=index) as store:
+        await store.get(("a",), "k")
+        ops = [PutOp(("a",), "k", {"text": "held"}), PutOp(("a",), "l", {"text": "tea"})]
+        batch = asyncio.create_task(store.batch(ops))
+        await asyncio.wait_for(model.async_entered.wait(), LONG_S)
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        model.async_released.set()
+        await asyncio.wait_for(closing, LONG_S)
+        assert batch.done()
+        assert not store.store.conn._pools
 
 
 @on(*ASYNCIO)

@@ -8,7 +8,7 @@ the first statement, and all writes are one transaction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
@@ -65,6 +65,24 @@ class Prepared(NamedTuple):
     due: list[Address]
     new: tuple[Text, ...]
     vectors: Embedded
+
+    def without(self, gone: Collection[int]) -> tuple[Prepared, list[int]]:
+        """The same without the operations at these places, and the places to prepare anew.
+
+        Where the last operation on a key is gone, an earlier one counts again.
+        """
+        searches = [s for s in self.batch.searches if s.place not in gone]
+        puts = self.batch.writes.puts
+        lost = {place for put in puts if put.places[-1] in gone for place in put.places}
+        part = _part(self, searches, tuple(put for put in puts if put.places[-1] not in gone))
+        places = [place for place in self.places if place not in gone and place not in lost]
+        anew = [place for place in self.places if place in lost and place not in gone]
+        return part._replace(places=places, due=self.due), anew
+
+
+def validate(op: Op, layout: Layout) -> None:
+    """Raise what is wrong with an operation by itself, as `prepare` would."""
+    _sorted_out([op], layout)
 
 
 def converse(
