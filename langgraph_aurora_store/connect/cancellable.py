@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection
 
-
 # The loop keeps weak references only.
 _under_way: set[asyncio.Task[None]] = set()
 
