@@ -209,7 +209,7 @@ class Engine:
             lists=found.built_with("lists"),
             iterative_scan=found.iterative_scan,
             pgvector_schema=found.pgvector_schema,
-            has_vectors="store_vectors" in found.tables,
+            has_vectors=found.may_forget,
         )
         return self._ready
 

@@ -67,6 +67,17 @@ async def test_an_older_pgvector_is_asked_for_what_it_knows(
     assert layout.iterative_scan is False
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_role_without_rights_to_vectors_writes_items(kind: str, database: Database) -> None:
+    """A store without an index needs none to put, whoever made the vectors."""
+    set_up_by_another(database)
+    change(database, f'REVOKE ALL ON store_vectors FROM "{database.cluster.user}"')
+    async with opened(kind, database.cluster, database.name) as plain:
+        for value in ("one", "two"):
+            await plain.put(NS, "k", {"text": value})
+        assert (await plain.get(NS, "k")).value == {"text": "two"}
+
+
 OPERATIONS: dict[str, Callable[[Twin], Any]] = {
     "get": lambda twin: twin.get(NS, "k"),
     "put": lambda twin: twin.put(NS, "k", {"text": "other"}),

@@ -27,6 +27,9 @@ SELECT current_database()::text, current_user::text,
        home.name, to_regnamespace(quote_ident(home.name)) IS NOT NULL,
        (SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), true)
         FROM pg_class WHERE oid = to_regclass(%s)),
+       (SELECT coalesce(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'DELETE'),
+                        false)
+        FROM to_regclass(%s) AS embeddings (oid)),
        e.extversion, n.nspname::text
 FROM coalesce(
     %s::text,
@@ -86,7 +89,8 @@ class Findings:
     """What is in the database; ``None`` for what is not there.
 
     ``schema`` is where the tables are, or where they would go; ``None`` when the search path
-    names no schema that exists. ``may_index`` is whether the role owns the embeddings, or would.
+    names no schema that exists. ``may_index`` is whether the role owns the embeddings, or would;
+    ``may_forget`` whether they are there and it may delete them.
     ``pgvector`` is the extension's version as installed in this
     database, which an upgrade of the engine does not change.
     """
@@ -96,6 +100,7 @@ class Findings:
     schema: str | None
     schema_exists: bool
     may_index: bool
+    may_forget: bool
     pgvector: str | None
     pgvector_schema: str | None
     columns: dict[tuple[str, str], Column]
@@ -142,7 +147,8 @@ def regclass_name(layout: Layout, table: str) -> str:
 def look(layout: Layout) -> Conversation[Findings]:
     """Read what is there, in one round trip that writes nothing and needs no privilege."""
     names = [regclass_name(layout, table) for table in TABLES]
-    place_of = (regclass_name(layout, VECTORS), layout.schema, regclass_name(layout, STORE))
+    vectors, store = regclass_name(layout, VECTORS), regclass_name(layout, STORE)
+    place_of = (vectors, vectors, layout.schema, store)
     (place,), columns, indexes = yield Run(
         (
             Statement(_PLACE, place_of),
@@ -154,15 +160,16 @@ def look(layout: Layout) -> Conversation[Findings]:
 
 
 def _findings(place: Row, columns: Rows, indexes: Rows) -> Findings:
-    database, user, schema, schema_exists, may_index, pgvector, pgvector_schema = place
+    database, user, schema, schema_exists, may_index, may_forget, pgvector, its_schema = place
     return Findings(
         database=database,
         user=user,
         schema=schema,
         schema_exists=schema_exists,
         may_index=may_index,
+        may_forget=may_forget,
         pgvector=pgvector,
-        pgvector_schema=pgvector_schema,
+        pgvector_schema=its_schema,
         columns={(table, name): Column(*kind) for table, name, *kind in columns},
         indexes={row[0]: Index(*row) for row in indexes},
     )

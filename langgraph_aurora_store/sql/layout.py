@@ -44,8 +44,9 @@ class Layout:
     that a text is embedded again when the model changes. ``ef_construction`` and ``lists`` are
     those that the index in the database was built with. ``iterative_scan`` tells whether pgvector
     is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path.
-    ``has_vectors`` is whether the table of vectors was there at first use. What the properties
-    return is quoted and ready to stand in a statement with parameters.
+    ``has_vectors`` is whether the table of vectors was there at first use, for a role that may
+    delete them. What the properties return is quoted and ready to stand in a statement with
+    parameters.
     """
 
     schema: str | None = None
