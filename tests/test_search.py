@@ -209,6 +209,21 @@ def test_a_search_looks_further_in_an_index_built_with_less_care(
     assert params["ef_search"] == str(expected)
 
 
+def test_each_search_of_a_batch_is_steered_by_its_own_limit(crowd: Crowd) -> None:
+    """Else what it finds, and its pages, would depend on who asks beside it."""
+    asked = [
+        SearchOp(("users", "large"), query=QUERIES[0], limit=100),
+        SearchOp(("users", "large"), query=QUERIES[1], limit=10),
+        SearchOp(("users", "large"), query=QUERIES[2], limit=10, filter={"all": True}),
+        SearchOp(("users", "small"), query=QUERIES[0], limit=10),
+    ]
+    together = [keys(items) for items in crowd.engine.run(*asked)]
+    params = [dict(statement.params) for run in crowd.engine.runs for statement in run.statements]
+    steered = [(p["ef_search"], p["scan_tuples"]) for p in params if "ef_search" in p]
+    assert steered == [("120", "20000"), ("120", str(2**31 - 1)), ("200", "20000")]
+    assert together == [keys(crowd.engine.run(one)[0]) for one in asked]
+
+
 def test_a_search_leaves_no_setting_behind(crowd: Crowd) -> None:
     """What steers the planner ends with the transaction."""
     before = crowd.engine.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")

@@ -7,6 +7,7 @@ comparison with all: an index decides how fast, never how many.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from langgraph_aurora_store.sql.layout import Layout
@@ -46,11 +47,13 @@ def nearest(
     found = [Rows() for _ in searches]
     attempts = [_first(n, s, layout, sizes) for n, s in enumerate(searches) if s.op.limit]
     while attempts:
-        # What is not steered goes first, in the same round trip; the steering has a reply too.
-        attempts.sort(key=lambda attempt: not attempt.is_exact)
-        free = sum(attempt.is_exact for attempt in attempts)
-        replies = yield Run(_statements(attempts, free, vectors, layout))
-        tried = list(zip(attempts, [*replies[:free], *replies[free + 1 :]], strict=True))
+        sent = _sent(attempts, vectors, layout)
+        replies = yield Run(tuple(statement for _, statement in sent))
+        tried = [
+            (attempt, rows)
+            for (attempt, _), rows in zip(sent, replies, strict=True)
+            if attempt is not None
+        ]
         for attempt, rows in tried:
             found[attempt.number] = _found(rows)
             _note(attempt, rows, sizes)
@@ -98,18 +101,30 @@ def _walked(rows: Rows) -> int | None:
     return walked
 
 
-def _statements(
-    attempts: Sequence[Attempt],
-    free: int,
-    vectors: Mapping[str, Vector | HalfVector],
-    layout: Layout,
-) -> tuple[Statement, ...]:
-    statements = [_statement(attempt, vectors, layout) for attempt in attempts]
-    if walks := [attempt.search for attempt in attempts[free:]]:
-        limit = max(search.op.limit for search in walks)
-        is_filtered = any(search.condition.sql != "true" for search in walks)
-        statements.insert(free, steering(layout, limit, is_filtered=is_filtered))
-    return tuple(statements)
+def _sent(
+    attempts: Sequence[Attempt], vectors: Mapping[str, Vector | HalfVector], layout: Layout
+) -> list[tuple[Attempt | None, Statement]]:
+    """The statements, in order, with the attempt that each makes; what steers makes none.
+
+    What is not steered goes first. Each walk is steered by its own limit and filter: what it meets,
+    and in which order, is nobody else's business.
+    """
+    sent: list[tuple[Attempt | None, Statement]] = [
+        (attempt, _statement(attempt, vectors, layout)) for attempt in attempts if attempt.is_exact
+    ]
+    walks = [attempt for attempt in attempts if not attempt.is_exact]
+    last = None
+    for limit, is_filtered, walk in sorted(map(_paced, walks), key=itemgetter(0, 1)):
+        steered = steering(layout, limit, is_filtered=is_filtered)
+        if steered != last:
+            sent.append((None, steered))
+        sent.append((walk, _statement(walk, vectors, layout)))
+        last = steered
+    return sent
+
+
+def _paced(walk: Attempt) -> tuple[int, bool, Attempt]:
+    return walk.search.op.limit, walk.search.condition.sql != "true", walk
 
 
 def _statement(

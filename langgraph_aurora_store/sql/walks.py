@@ -155,7 +155,7 @@ ORDER BY b.distance, s.prefix COLLATE "C", s.key COLLATE "C"
 
 
 def steering(layout: Layout, limit: int, *, is_filtered: bool) -> Statement:
-    """Goes before walks in their transaction; ``limit`` is the largest of theirs."""
+    """Goes before walks in their transaction; holds for all that follow, up to the next."""
     is_built_with_care = (layout.ef_construction or 0) >= EF_CONSTRUCTION
     least = _LEAST_EF_SEARCH if is_built_with_care else _LEAST_EF_SEARCH_OF_DEFAULT
     ef_search = min(max(2 * limit, least), _MOST_EF_SEARCH)
