@@ -183,10 +183,10 @@ class Engine:
         """The layout, once the database has been seen to hold what it says."""
         from langgraph_aurora_store.sql.drift import check as look
 
-        if self._ready is None:
-            layout = yield from self.layout()
-            return self._found(layout, (yield from look(layout)))
-        return self._ready
+        if ready := self._ready:  # which another thread may have forgotten a moment later
+            return ready
+        layout = yield from self.layout()
+        return self._found(layout, (yield from look(layout)))
 
     def forget(self) -> None:
         """Look at the database anew at the next use: it may have changed, or be another."""
@@ -203,7 +203,7 @@ class Engine:
                 found.pgvector,
                 found.database,
             )
-        self._ready = replace(
+        ready = self._ready = replace(
             layout,
             ef_construction=found.built_with("ef_construction"),
             lists=found.built_with("lists"),
@@ -211,7 +211,7 @@ class Engine:
             pgvector_schema=found.pgvector_schema,
             has_vectors=found.may_forget,
         )
-        return self._ready
+        return ready
 
     def _on_tables(self, work: Callable[[Layout], Conversation[T]]) -> Conversation[T]:
         """Work on tables that were seen to be there once, and look again where they object."""
