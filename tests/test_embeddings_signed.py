@@ -1,5 +1,7 @@
 """Bedrock without a client of boto3: the same calls, and the client where only it knows how."""
 
+import functools
+import io
 import json
 import os
 import socket
@@ -12,11 +14,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import boto3
+import botocore.endpoint
 import botocore.session
 import pytest
-from botocore.client import BaseClient
+from botocore.client import BaseClient, ClientCreator
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
 from botocore.handlers import BUILTIN_HANDLERS
@@ -321,6 +325,64 @@ def test_a_tracer_of_boto3s_calls_sees_them(
     monkeypatch.setattr(BaseClient, "_make_api_call", around)
     make(endpoint_url=bedrock.url).embed_query("tea")
     assert seen == ["InvokeModel"]
+
+
+def passing_through(owner: object, name: str, seen: list[str]) -> Callable[..., Any]:
+    """What a tracer puts in the place of a function: its twin in name, and with a note of calls."""
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def around(*args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return inner(*args, **options)
+
+    return around
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (boto3.Session, "client"),
+        (botocore.session.Session, "create_client"),
+        (BaseClient, "__init__"),
+        (BaseClient, "_make_api_call"),
+        (ClientCreator, "create_client"),
+        (ClientCreator, "_create_methods"),
+        (ClientCreator, "_create_api_method"),
+        (botocore.endpoint.Endpoint, "make_request"),
+    ],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_a_tracer_of_any_step_of_boto3s_sees_it(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """Sentry, New Relic and others wrap what makes a client, or what it sends with."""
+    seen: list[str] = []
+    monkeypatch.setattr(owner, name, passing_through(owner, name, seen))
+    assert make(endpoint_url=bedrock.url).embed_query("tea")
+    assert set(seen) == {name}
+
+
+@pytest.mark.parametrize("place", ["boto3.client", "boto3.Session.client", "session", "core"])
+def test_a_mock_of_boto3s_client_is_asked(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A test that replaces the client sends nothing to AWS, with the default session too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", bedrock.url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    fake = mock.MagicMock()
+    body = json.dumps({"embedding": [0.5] * 1024}).encode()
+    fake.invoke_model.return_value = {"body": io.BytesIO(body)}
+    sessions = {"session": plain(), "core": botocore.session.Session()}
+    if place in sessions:
+        attribute = "client" if place == "session" else "create_client"
+        monkeypatch.setattr(sessions[place], attribute, mock.MagicMock(return_value=fake))
+    else:
+        monkeypatch.setattr(place, mock.MagicMock(return_value=fake))
+    assert make(session=sessions.get(place)).embed_query("tea") == [0.5] * 1024
+    assert not bedrock.requests
 
 
 def test_the_sessions_own_configuration_is_kept(bedrock: Listener) -> None:

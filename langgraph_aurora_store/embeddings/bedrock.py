@@ -120,6 +120,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         session = self._session or default_session()
         return bedrock_runtime.open_runtime(
             session,
+            is_default=self._session is None,
             model=self.model,
             region=self._choose_region(bedrock_runtime.region_of(session)),
             url=self._endpoint_url,

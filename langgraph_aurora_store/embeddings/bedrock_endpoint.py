@@ -7,11 +7,13 @@ use of it is found here without one; a session that holds anything else is left 
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 
-from botocore.client import BaseClient
+from botocore.client import BaseClient, ClientCreator
+from botocore.endpoint import Endpoint as ClientEndpoint
 from botocore.session import Session
 from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
@@ -42,6 +44,16 @@ _EVENTS = (
     "provide-client-params",
     "request-created",
     "response-received",
+)
+# A client is made and called through these, which tracers and mocks put their own in place of.
+_BOTOCORES: tuple[tuple[object, str], ...] = (
+    (BaseClient, "__init__"),
+    (BaseClient, "_make_api_call"),
+    (ClientCreator, "create_client"),
+    (ClientCreator, "_create_methods"),
+    (ClientCreator, "_create_api_method"),
+    (ClientEndpoint, "make_request"),
+    (Session, "create_client"),
 )
 
 
@@ -75,8 +87,9 @@ def find_endpoint(session: Session, region: str, url: str | None) -> Endpoint | 
 
 def _is_instrumented(session: Session) -> bool:
     """Whether somebody watches or changes the calls of clients: a tracer, a mock, a handler."""
-    call = vars(BaseClient).get("_make_api_call")
-    if type(call) is not FunctionType or call.__module__ != BaseClient.__module__:
+    if "create_client" in vars(session) or is_boto3_replaced():
+        return True
+    if not all(_is_original(owner, name) for owner, name in _BOTOCORES):
         return True
     try:
         # botocore has no public way to ask who listens.
@@ -88,6 +101,30 @@ def _is_instrumented(session: Session) -> bool:
         for event in _EVENTS
         for handler in find(f"{event}.{SERVICE}.InvokeModel")
     )
+
+
+def is_boto3_replaced() -> bool:
+    """Whether boto3, which is not imported for this, makes its clients another way than its own."""
+    boto3 = sys.modules.get("boto3")
+    module = sys.modules.get("boto3.session")
+    if boto3 is None or module is None:
+        return False
+    return not (_is_original(boto3, "client") and _is_original(module.Session, "client"))
+
+
+def _is_original(owner: object, name: str) -> bool:
+    """Whether a function is the SDK's own, as is each that it wraps.
+
+    The name of its module tells nothing: ``functools.wraps`` copies it.
+    """
+    function = vars(owner).get(name)
+    while type(function) is FunctionType:
+        if function.__globals__.get("__name__", "").partition(".")[0] not in ("boto3", "botocore"):
+            return False
+        if not hasattr(function, "__wrapped__"):
+            return True
+        function = function.__wrapped__
+    return False
 
 
 def _is_customized(session: Session) -> bool:

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import botocore.session
 from botocore.config import Config
 
-from langgraph_aurora_store.embeddings.bedrock_endpoint import SERVICE, find_endpoint
+from langgraph_aurora_store.embeddings.bedrock_endpoint import (
+    SERVICE,
+    find_endpoint,
+    is_boto3_replaced,
+)
 from langgraph_aurora_store.embeddings.bedrock_signed import SignedRuntime
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.quiet import QuietBytes
@@ -45,9 +49,18 @@ class Runtime(Protocol):
 
 
 def open_runtime(
-    session: Session, *, model: str, region: str, url: str | None, options: Options
+    session: Session,
+    *,
+    is_default: bool,
+    model: str,
+    region: str,
+    url: str | None,
+    options: Options,
 ) -> Runtime:
-    """A runtime without a client where the session's settings are plain, else with one."""
+    """A runtime without a client where the session's settings are plain, else with one.
+
+    ``is_default`` tells a session that nobody chose, which boto3 may stand in for.
+    """
     core = core_of(session)
     timeouts_s = (min(_LONGEST_CONNECT_S, options.timeout_s), options.timeout_s)
     user_agent = f"{(core or botocore.session.Session()).user_agent()} {_PRODUCT}"
@@ -70,8 +83,9 @@ def open_runtime(
         # Given whole, it is not put together anew, twice, for every request.
         user_agent=user_agent,
     )
-    maker: Any = session
-    make = maker.create_client if isinstance(session, botocore.session.Session) else maker.client
+    # A mock of boto3 is asked by boto3's own names only.
+    maker: Any = sys.modules["boto3"] if is_default and is_boto3_replaced() else session
+    make = maker.create_client if isinstance(maker, botocore.session.Session) else maker.client
     client = make(SERVICE, region_name=region, endpoint_url=url, config=config)
     return ClientRuntime(client, model, is_ours=True)
 
@@ -88,7 +102,7 @@ def core_of(session: Session) -> botocore.session.Session | None:
     """The botocore session that a session is or wraps; None for one of another kind."""
     found: Any = session
     boto3_session = sys.modules.get("boto3.session")
-    if boto3_session and type(session) is boto3_session.Session:
+    if boto3_session and type(session) is boto3_session.Session and "client" not in vars(session):
         found = found._session  # noqa: SLF001 - boto3 shows its settings nowhere else
     return found if type(found) is botocore.session.Session else None
 
