@@ -6,6 +6,15 @@ import os
 import threading
 import weakref
 from types import TracebackType
+from typing import Protocol
+
+
+class Renewable(Protocol):
+    """What a forked child has to put right before it can use it."""
+
+    def renew(self) -> None:
+        """Put it right; only the forking thread is there."""
+        ...
 
 
 class ForkSafeLock:
@@ -17,7 +26,7 @@ class ForkSafeLock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        _locks.add(self)
+        renew_in_child(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -35,12 +44,17 @@ class ForkSafeLock:
         self._lock = threading.RLock()
 
 
-_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+_to_renew: weakref.WeakSet[Renewable] = weakref.WeakSet()
+
+
+def renew_in_child(one: Renewable) -> None:
+    """Have a forked child renew this, for as long as it is in use."""
+    _to_renew.add(one)
 
 
 def _renew_all() -> None:
-    for lock in _locks:
-        lock.renew()
+    for one in _to_renew:
+        one.renew()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork

@@ -15,6 +15,7 @@ import pytest
 from botocore.credentials import RefreshableCredentials
 from moto import mock_aws
 
+from langgraph_aurora_store.connect.aws import Aws
 from langgraph_aurora_store.connect.cluster import Endpoint
 from langgraph_aurora_store.connect.connector import make_connector
 from langgraph_aurora_store.connect.credentials import (
@@ -98,6 +99,42 @@ def test_one_default_session_serves_until_something_changes(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATHIRD")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     assert key() == "AKIATHIRD"
+
+
+def test_a_key_that_was_renewed_signs_the_next_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a restart: in the credentials' file, then in the environment."""
+    profile = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+    credentials = IamCredentials()
+
+    def write(key: str) -> None:
+        profile.write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=s\n")
+
+    def token() -> str:
+        return credentials.login(ENDPOINT, "u").password
+
+    write("AKIAONE")
+    assert "AKIAONE" in token()
+    write("AKIAOTHER")
+    assert "AKIAOTHER" in token()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATHIRD")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    assert "AKIATHIRD" in token()
+
+
+def test_nothing_new_is_read_while_nothing_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that has other causes asks no service for credentials again."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAONE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    aws = Aws()
+    credentials = IamCredentials(aws)
+    credentials.login(ENDPOINT, "u")
+    before = aws.signer("eu-west-1")
+    credentials.refused()
+    credentials.login(ENDPOINT, "u")
+    assert aws.signer("eu-west-1") is before
 
 
 def test_no_token_is_signed_without_credentials() -> None:

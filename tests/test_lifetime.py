@@ -219,6 +219,75 @@ def test_a_child_forked_while_a_thread_connects_can_connect(database: Database, 
     in_process(database, FORK.format(hold=hold.strip()))
 
 
+REFRESHING = """
+    import os, signal, threading
+    from datetime import UTC, datetime, timedelta
+    import boto3, botocore.session
+    from botocore.credentials import RefreshableCredentials
+    from langgraph_aurora_store import AuroraStore
+
+    held, go_on = threading.Event(), threading.Event()
+    found = botocore.session.Session().get_credentials()
+
+    def refresh():
+        held.set()
+        go_on.wait()
+        return {{
+            "access_key": found.access_key,
+            "secret_key": found.secret_key,
+            "token": found.token,
+            "expiry_time": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+        }}
+
+    class Slow(RefreshableCredentials):
+        def __init__(self):
+            expired = datetime.now(UTC) - timedelta(1)
+            super().__init__("AKIAOLD", "s", "t", expired, refresh, "test")
+
+    {session}
+    thread = threading.Thread(target=store.open, daemon=True)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        go_on.set()
+        store.open()
+        store.close()
+        os._exit(0)
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+    store.close()
+"""
+SESSIONS = {
+    "given": """
+    session = botocore.session.Session()
+    session._credentials = Slow()
+    store = AuroraStore.from_cluster(session=session)
+    """,
+    "boto3's": """
+    session = botocore.session.Session()
+    session._credentials = Slow()
+    store = AuroraStore.from_cluster(session=boto3.Session(botocore_session=session))
+    """,
+    "default": """
+    from langgraph_aurora_store.sessions import default_session
+    session = default_session()
+    session._credentials = Slow()
+    store = AuroraStore.from_cluster()
+    """,
+}
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_child_forked_while_a_thread_refreshes_credentials_can_connect(
+    database: Database, session: str
+) -> None:
+    """The lock of botocore's that the thread held is nobody's in the child."""
+    in_process(database, REFRESHING.format(session=SESSIONS[session].strip()))
+
+
 @pytest.mark.parametrize("first", ["close", "open"])
 def test_a_child_lets_its_parents_pool_be(database: Database, first: str) -> None:
     """Collecting it would wait for locks that the parent's workers may have held."""

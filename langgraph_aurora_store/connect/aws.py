@@ -6,6 +6,7 @@ botocore is imported when something is first asked of AWS, never with the packag
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from langgraph_aurora_store import config
 from langgraph_aurora_store.errors import CredentialsError
-from langgraph_aurora_store.forks import ForkSafeLock
+from langgraph_aurora_store.forks import ForkSafeLock, renew_in_child
 from langgraph_aurora_store.sessions import default_session
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def hush() -> Iterator[None]:
 
 
 class Aws:
-    """One AWS session, the user's or botocore's default, made when first needed. Thread-safe."""
+    """One AWS session, the user's or botocore's default, made when first needed. Thread-safe.
+
+    The default is asked for at each use: see `default_session` for what gets another.
+    """
 
     def __init__(self, session: Session | None = None) -> None:
         self._given = session
@@ -58,9 +62,23 @@ class Aws:
         self._lock = ForkSafeLock()
         self._signers: dict[str, RequestSigner] = {}
         self._emitter: BaseEventHooks | None = None  # signers refer to it weakly
+        renew_in_child(self)
 
     def __repr__(self) -> str:
         return f"Aws({'default session' if self._given is None else type(self._given).__name__})"
+
+    def renew(self) -> None:
+        """In a forked child: free the lock of the given session's credentials.
+
+        A thread of the parent may have been refreshing them. Credentials that these are made of in
+        turn, as an assumed role's are, keep their own locks.
+        """
+        # Of botocore 1.44; what another version calls otherwise is let be.
+        core = getattr(self._given, "_session", self._given)
+        credentials: Any = getattr(core, "_credentials", None)
+        lock = getattr(credentials, "_refresh_lock", None)
+        if isinstance(lock, type(threading.Lock())) and lock.locked():
+            credentials._refresh_lock = threading.Lock()  # noqa: SLF001 - nothing public does
 
     def region(self, environ: Mapping[str, str] | None = None) -> str | None:
         """The session's own region, else that of ``AWS_REGION`` or ``AWS_DEFAULT_REGION``."""
@@ -89,8 +107,9 @@ class Aws:
         return found
 
     def signer(self, region: str) -> RequestSigner:
-        """The signer of ``rds-db:connect`` tokens for a region, made once; tokens are not kept."""
+        """The signer of ``rds-db:connect`` tokens for a region; it is kept, tokens are not."""
         with self._lock:
+            self._open()
             signer = self._signers.get(region)
             if signer is None:
                 signer = self._signers[region] = self._make_signer(region)
@@ -127,9 +146,10 @@ class Aws:
 
     def _open(self) -> Session:
         with self._lock:
-            if self._session is None:
-                self._session = default_session()
-            return self._session
+            session = self._given or default_session()
+            if session is not self._session:
+                self._session, self._signers = session, {}
+            return session
 
 
 @contextmanager

@@ -51,8 +51,9 @@ class IamCredentials:
     """A token signed anew for each connection, locally, with a session's AWS credentials.
 
     ``session`` is any boto3 or botocore session (profile, assumed role, IRSA, Lambda role); the
-    default is botocore's own chain. Signing takes no network; botocore refreshes the credentials
-    that sign. No token is kept, so none can go stale. Thread-safe.
+    default is botocore's own chain, read anew where environment or files have changed. Signing
+    takes no network; botocore refreshes the credentials that sign. No token is kept, so none can go
+    stale. Thread-safe.
     """
 
     method: Method = "IAM token"
@@ -93,7 +94,7 @@ class IamCredentials:
         return Login(user, self._sign(endpoint, region, user))
 
     def refused(self) -> None:
-        """Nothing is cached: the next login is signed anew as always."""
+        """Nothing to drop: each login asks the session anew, and is signed anew."""
 
     def _sign(self, endpoint: Endpoint, region: str, user: str) -> str:
         from botocore.awsrequest import prepare_request_dict
