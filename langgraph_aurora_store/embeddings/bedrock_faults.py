@@ -50,35 +50,93 @@ _PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
 _PROFILE = re.compile(r"^([a-z]{2,6}(?:-gov)?)\.(.+)$")
 
 
+class NoSigningError(Exception):
+    """A request could not be signed: credentials could not be had, as the cause tells."""
+
+
 def explain(error: Exception, *, model: str, region: str, texts: Sequence[str]) -> Fault:
     """The fault behind an exception of ``invoke_model``, or of reading its answer."""
     if isinstance(error, AuroraStoreError):
         return Fault(error=error)
+    from botocore.exceptions import ClientError, HTTPClientError
+
+    secrets = texts
+    if type(error) is HTTPClientError and "header" in str(error):
+        secrets = [*texts, str(error)]  # http.client quotes a header's value, such as a token
+    if isinstance(error, NoSigningError):
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        fault = _unsigned(error, model, region, texts)
+    elif not isinstance(error, ClientError):
+        fault = _unanswered(error, model, region, secrets)
+    elif error.operation_name == "InvokeModel":
+        fault = _refused(error, model, region, texts)
+    else:  # a client asks for credentials within the call
+        fault = _unsigned(error, model, region, texts)
+    blame(fault.error, error, secrets)
+    return fault
+
+
+def _unsigned(error: Exception, model: str, region: str, texts: Sequence[str]) -> Fault:
+    """Credentials could not be obtained, from STS or wherever else they come from."""
     from botocore.exceptions import ClientError
 
+    where = f"Bedrock model {model} in {region}: AWS credentials could not be obtained"
+    said = service_words(str(error), texts)
     if isinstance(error, ClientError):
-        fault = _refused(error, model, region, texts)
-    else:
-        fault = _unanswered(error, model, region, texts)
-    blame(fault.error, error, texts)
-    return fault
+        code, status = _code_and_status(error)
+        if _is_passing(code, status):
+            return Fault(error=EmbeddingError(f"{where}: {said}"), transient=True)
+        return Fault(
+            error=EmbeddingAccessError(
+                f"{where}: {said}. See the role and its trust policy, and the credentials or the "
+                "token that it is asked for with"
+            )
+        )
+    if _is_lost(error):
+        unanswered = f"{where}: what gives them did not answer ({type(error).__name__})"
+        return Fault(error=EmbeddingError(unanswered), transient=True)
+    return Fault(
+        error=EmbeddingAccessError(
+            f"{where}: {type(error).__name__}: {said}. Give the process a role or a profile, or "
+            "pass session="
+        )
+    )
+
+
+def _code_and_status(error: ClientError) -> tuple[str, int]:
+    code = str(error.response.get("Error", {}).get("Code", "unknown error"))
+    return code, int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _is_passing(code: str, status: int) -> bool:
+    return code in THROTTLED | UNAVAILABLE or status in (408, 429) or status >= 500
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a connection failed, and not what was to go over it."""
+    from botocore import exceptions as aws
+    from urllib3.exceptions import HTTPError
+
+    if type(error) is aws.HTTPClientError:  # whatever else botocore's HTTP layer met with
+        return isinstance(error.kwargs.get("error"), OSError | HTTPError)
+    lost = (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, HTTPError)
+    return isinstance(error, lost) and not isinstance(error, aws.SSLError)
 
 
 def _refused(error: ClientError, model: str, region: str, texts: Sequence[str]) -> Fault:
     """Bedrock answered with an error of its own."""
-    code = str(error.response.get("Error", {}).get("Code", "unknown error"))
+    code, status = _code_and_status(error)
     message = str(error.response.get("Error", {}).get("Message", ""))
-    metadata = error.response.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     where = f"Bedrock model {model} in {region}"
-    said = f"Bedrock said {code}: {service_words(message, texts)}"
-    if code in THROTTLED | UNAVAILABLE or status in (408, 429) or status >= 500:
+    said = f"Bedrock said {code}: {service_words(message, texts) or 'nothing more'}"
+    if _is_passing(code, status):
         state = "is throttled" if code in THROTTLED else "is unavailable"
         return Fault(
             error=EmbeddingError(f"{where} {state}; {said}"),
             transient=True,
             remedy="Ask for a higher quota or lower max_concurrency=" if code in THROTTLED else "",
-            retry_after_s=retry_after_s(dict(metadata.get("HTTPHeaders", {}))),
+            retry_after_s=retry_after_s(dict(headers)),
         )
     if code == "ValidationException" and says_too_long(message):
         refusal = EmbeddingError(
@@ -123,17 +181,11 @@ def _advice(code: str, message: str, model: str, region: str) -> str:
 def _unanswered(error: Exception, model: str, region: str, texts: Sequence[str]) -> Fault:
     """No answer came, or none that could be read."""
     from botocore import exceptions as aws
-    from urllib3.exceptions import HTTPError
 
     where = f"Bedrock model {model} in {region}"
     kind = type(error).__name__
     if isinstance(error, _credential_errors()):
-        return Fault(
-            error=EmbeddingAccessError(
-                f"{where}: no usable AWS credentials ({kind}: {service_words(str(error), texts)}). "
-                "Give the process a role or a profile, or pass session="
-            )
-        )
+        return _unsigned(error, model, region, texts)
     if isinstance(error, aws.EndpointConnectionError) and _is_nowhere(error, region):
         return Fault(
             error=EmbeddingAccessError(
@@ -141,8 +193,7 @@ def _unanswered(error: Exception, model: str, region: str, texts: Sequence[str])
                 "region that offers the model, or endpoint_url="
             )
         )
-    lost = (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, HTTPError)
-    if isinstance(error, lost) and not isinstance(error, aws.SSLError):
+    if _is_lost(error):
         return Fault(error=EmbeddingError(f"{where} did not answer ({kind})"), transient=True)
     return Fault(
         error=EmbeddingError(f"{where} failed: {kind}: {service_words(str(error), texts)}")

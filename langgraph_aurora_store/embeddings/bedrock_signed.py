@@ -18,6 +18,7 @@ from botocore.session import Session
 from botocore.utils import get_environ_proxies, percent_encode
 
 from langgraph_aurora_store.embeddings.bedrock_endpoint import Endpoint
+from langgraph_aurora_store.embeddings.bedrock_faults import NoSigningError
 
 _JSON = "application/json"
 _SOCKET_OPTIONS = [
@@ -82,11 +83,15 @@ class SignedRuntime:
         self._http.close()
 
     def _credentials(self) -> ReadOnlyCredentials:
-        with self._lock:  # the first thread to come looks for them
-            credentials = self._session.get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        return credentials.get_frozen_credentials()
+        try:
+            with self._lock:  # the first thread to come looks for them
+                found = self._session.get_credentials()
+            frozen = found.get_frozen_credentials() if found else None
+        except Exception as error:
+            raise NoSigningError from error
+        if frozen is None:
+            raise NoSigningError from NoCredentialsError()
+        return frozen
 
 
 def _refusal(response: AWSResponse) -> ClientError:
@@ -97,4 +102,18 @@ def _refusal(response: AWSResponse) -> ClientError:
         "body": response.content,
     }
     no_shape: Any = None
-    return ClientError(create_parser("rest-json").parse(answer, no_shape), "InvokeModel")
+    try:
+        parsed = create_parser("rest-json").parse(answer, no_shape)
+    except Exception:  # a gateway in between may answer with anything, and the status is enough
+        parsed = _head_of(response)
+    return ClientError(parsed, "InvokeModel")
+
+
+def _head_of(response: AWSResponse) -> Any:
+    """What a parser makes of an answer whose body tells nothing."""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    kind = headers.get("x-amzn-errortype", str(response.status_code))
+    return {
+        "Error": {"Code": kind.partition(":")[0], "Message": ""},
+        "ResponseMetadata": {"HTTPStatusCode": response.status_code, "HTTPHeaders": headers},
+    }

@@ -20,6 +20,7 @@ _under_way: ContextVar[bool] = ContextVar("langgraph_aurora_store_request", defa
 BOTOCORE_LOGGERS = (
     "botocore.auth",
     "botocore.endpoint",
+    "botocore.httpsession",
     "botocore.parsers",
     "botocore.retries.standard",
     "botocore.retryhandler",
