@@ -132,6 +132,52 @@ def test_no_region_is_an_error_that_says_where_to_put_it(bedrock: Bedrock) -> No
         embeddings(bedrock, session=boto3.Session("AKIDEXAMPLE", "secret")).embed_query("tea")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("region", "us east-1"),
+        ("region", "us-east-1\r\nx-more: 1"),
+        ("region", "us-east-1\n"),
+        ("region", ""),
+        ("region", 5),
+        ("session", "prof"),
+        ("session", boto3),
+        ("session", boto3.Session),
+        ("client", object()),
+        ("client", SESSION.client("sts")),
+        ("endpoint_url", "bedrock.internal"),
+        ("endpoint_url", "ftp://bedrock.internal"),
+        ("endpoint_url", "https://"),
+        ("endpoint_url", "https://bedrock.internal/a b"),
+        ("endpoint_url", "https://bedrock.internal:port"),
+        ("endpoint_url", 5),
+        ("model", None),
+        ("model", 5),
+        ("model", " "),
+        ("base_model", 5),
+    ],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
+def test_what_cannot_reach_bedrock_is_refused_when_it_is_given(option: str, value: object) -> None:
+    """A mistake is found where it is made, and the error names the option."""
+    with pytest.raises(ConfigurationError, match=f"^{option}="):
+        BedrockEmbeddings(**{"model": TITAN, option: value})  # type: ignore[arg-type]  # mistakes
+
+
+def test_a_region_of_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line's end that came along from a file would end up in the host name and the signature."""
+    monkeypatch.setenv("AWS_REGION", "us-east-1\n")
+    with pytest.raises(ConfigurationError, match="region="):
+        BedrockEmbeddings(TITAN).embed_query("tea")
+
+
+def test_a_password_in_a_wrong_url_is_not_shown() -> None:
+    """An error may be logged."""
+    with pytest.raises(ConfigurationError) as refused:
+        BedrockEmbeddings(TITAN, endpoint_url="ftp://me:hidden@x")
+    assert "hidden" not in str(refused.value)
+
+
 def test_a_region_that_does_not_exist_is_not_tried_again() -> None:
     """A misspelt region has no endpoint, and the error says so at once."""
     misspelt = BedrockEmbeddings(TITAN, session=SESSION, region="us-esat-1", timeout_s=2)

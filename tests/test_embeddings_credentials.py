@@ -1,5 +1,6 @@
 """Credentials that cannot be had, and answers nobody expects: what is told, what is retried."""
 
+import logging
 import traceback
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -108,14 +109,18 @@ def test_any_failure_of_finding_credentials_is_told_as_one(bedrock: Bedrock) -> 
     assert clock.sleeps == []
 
 
-def test_a_header_that_cannot_be_sent_is_not_tried_again(bedrock: Bedrock) -> None:
-    """A mistake made here does not heal, and the error quotes no credential."""
+def test_a_header_that_cannot_be_sent_is_not_tried_again(
+    bedrock: Bedrock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake made here does not heal, and neither error nor log quotes a credential."""
+    caplog.set_level(logging.DEBUG)
     clock = SteppedClock()
     session = boto3.Session("AKIDEXAMPLE", "secret", "hidden\ntoken", region_name="us-east-1")
     with pytest.raises(EmbeddingError, match="HTTPClientError") as told:
         make(bedrock, clock, session=session).embed_query("tea")
     assert clock.sleeps == []
     assert "hidden" not in "".join(traceback.format_exception(told.value))
+    assert "hidden" not in caplog.text
 
 
 @pytest.mark.parametrize("status", [429, 503])

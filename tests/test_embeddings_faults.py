@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
+from math import inf, nan
 
 import pytest
 
@@ -236,17 +238,22 @@ def test_an_answer_without_vectors_is_refused(rig: Rig) -> None:
             rig.query(rig.embeddings(), "tea")
 
 
-def test_options_that_cannot_work_are_refused(rig: Rig) -> None:
-    """A bound of zero, a deadline in the past, an unknown way to truncate, a negative size."""
-    for options in (
-        {"max_concurrency": 0},
-        {"deadline_s": 0},
-        {"timeout_s": -1},
-        {"truncate": "cut"},
-        {"query_cache_size": -1},
-    ):
-        with pytest.raises(ConfigurationError, match=next(iter(options))):
-            rig.embeddings(**options)
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("max_concurrency", [0, 2.5, "4", None, True, 10**9]),
+        ("deadline_s", [0, -1, nan, inf, "60", None]),
+        ("timeout_s", [0, -1, nan, inf, 1e12, "15", None]),
+        ("query_cache_size", [-1, 0.5, None]),
+        ("truncate", ["cut", None]),
+        ("dimensions", ["512", 512.0, True]),
+    ],
+)
+def test_options_that_cannot_work_are_refused(rig: Rig, option: str, values: list[object]) -> None:
+    """Bounds of another kind, or without an end, are refused when the object is made."""
+    for value in values:
+        with pytest.raises(ConfigurationError, match=f"{option}.*{re.escape(repr(value))}"):
+            rig.embeddings(**{option: value})
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

@@ -11,6 +11,12 @@ import orjson
 from typing_extensions import override
 
 from langgraph_aurora_store.config import environment
+from langgraph_aurora_store.embeddings.bedrock_arguments import (
+    check_client,
+    check_endpoint_url,
+    check_region,
+    check_session,
+)
 from langgraph_aurora_store.embeddings.bedrock_faults import explain
 from langgraph_aurora_store.embeddings.concurrency import Gathering, PerProcess
 from langgraph_aurora_store.embeddings.families import Truncate
@@ -65,6 +71,14 @@ class BedrockEmbeddings(ServiceEmbeddings):
         client: BedrockRuntimeClient | None = None,
         clock: Clock | None = None,
     ) -> None:
+        for check, given in (
+            (check_region, region),
+            (check_session, session),
+            (check_endpoint_url, endpoint_url),
+            (check_client, client),
+        ):
+            if given is not None:
+                check(given)
         options = Options(
             max_concurrency=max_concurrency,
             deadline_s=deadline_s,
@@ -115,7 +129,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         from langgraph_aurora_store.embeddings import bedrock_runtime
 
         silence(BOTOCORE_LOGGERS)
-        if self._given:
+        if self._given is not None:
             return bedrock_runtime.ClientRuntime(self._given, self.model, is_ours=False)
         session = self._session or default_session()
         return bedrock_runtime.open_runtime(
@@ -141,6 +155,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
             raise ConfigurationError(
                 f"no region for Bedrock model {self.model}; pass region= or set AWS_REGION"
             )
+        check_region(region)
         return region
 
     def _where(self) -> str:

@@ -86,7 +86,7 @@ def open_runtime(
     # A mock of boto3 is asked by boto3's own names only.
     maker: Any = sys.modules["boto3"] if is_default and is_boto3_replaced() else session
     make = maker.create_client if isinstance(maker, botocore.session.Session) else maker.client
-    client = make(SERVICE, region_name=region, endpoint_url=url, config=config)
+    client: Any = make(SERVICE, region_name=region, endpoint_url=url, config=config)
     return ClientRuntime(client, model, is_ours=True)
 
 

@@ -166,12 +166,23 @@ def choose_model(
 
     Raises `ConfigurationError`, which lists what is known, when neither is the case.
     """
+    _check_given(dimensions, model=name, family=family, base_model=base_model)
     described = find_model(base_model or name, provider)
     if family is not None:
         return replace(_described(name, provider, family, dimensions), id=name)
     if described is None:
         raise ConfigurationError(_unknown(name, provider, base_model))
     return replace(described.sized(dimensions), id=name)
+
+
+def _check_given(dimensions: object, **names: object) -> None:
+    """Refuse a name or a length of another type, before it is looked up or sent."""
+    for option, value in names.items():
+        is_left_out = value is None and option != "model"
+        if not is_left_out and not (isinstance(value, str) and value.strip()):
+            raise ConfigurationError(f"{option}={value!r}: pass its name")
+    if not isinstance(dimensions, int | None) or isinstance(dimensions, bool):
+        raise ConfigurationError(f"dimensions={dimensions!r}: pass a whole number, or leave it out")
 
 
 def known_models(provider: Provider) -> str:

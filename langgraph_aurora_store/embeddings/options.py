@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from langgraph_aurora_store.arguments import within
 from langgraph_aurora_store.embeddings.families import Truncate
 from langgraph_aurora_store.errors import ConfigurationError
+
+MOST_CONCURRENT = 1024
+MOST_QUERIES = 1_000_000
+SHORTEST_S = 0.001
+LONGEST_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +33,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what could not work."""
-        if self.max_concurrency < 1:
-            raise ConfigurationError(f"max_concurrency={self.max_concurrency}: pass 1 or more")
-        if self.deadline_s <= 0 or self.timeout_s <= 0:
-            raise ConfigurationError(
-                f"deadline_s={self.deadline_s}, timeout_s={self.timeout_s}: pass seconds above 0"
-            )
+        within("max_concurrency", self.max_concurrency, 1, MOST_CONCURRENT)
+        within("deadline_s", self.deadline_s, SHORTEST_S, LONGEST_S, whole=False)
+        within("timeout_s", self.timeout_s, SHORTEST_S, LONGEST_S, whole=False)
+        within("query_cache_size", self.query_cache_size, 0, MOST_QUERIES)
         if self.truncate not in ("warn", "error"):
             raise ConfigurationError(f'truncate={self.truncate!r}: pass "warn" or "error"')
-        if self.query_cache_size < 0:
-            raise ConfigurationError(
-                f"query_cache_size={self.query_cache_size}: pass 0 to keep none"
-            )
