@@ -11,6 +11,7 @@ from langgraph_aurora_store.errors import ConfigurationError
 # Longer identifiers PostgreSQL cuts off: https://www.postgresql.org/docs/current/limits.html
 _LONGEST_IDENTIFIER = 63
 # RDS API reference, CreateDBCluster.
+IDENTIFIER_RULE = "1 to 63 letters, digits and single hyphens, the first a letter"
 _IDENTIFIER = re.compile(r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*")
 _REGION = re.compile(r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}")
 
@@ -22,10 +23,15 @@ class _Wanted(NamedTuple):
     words: str
     is_secret: bool = False
     is_required: bool = False
+    variable: str | None = None  # stands in where the argument is left out
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _is_password(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
 
 
 def _has(*names: str) -> Callable[[object], bool]:
@@ -55,11 +61,11 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
     "cluster": _Wanted(_is_text, "the identifier, ARN or endpoint of a cluster, or leave it out"),
     "identifier": _Wanted(
         lambda value: isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value)),
-        "1 to 63 letters, digits and single hyphens, the first a letter",
+        IDENTIFIER_RULE,
     ),
     "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),
-    "user": _Wanted(_is_identifier, f"{_TEXT}, or leave it out and set AURORA_USER"),
-    "database": _Wanted(_is_identifier, f"{_TEXT}, or leave it out and set AURORA_DATABASE"),
+    "user": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_USER"),
+    "database": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_DATABASE"),
     "region": _Wanted(_is_region, "a region such as 'us-east-1', or leave it out"),
     "port": _Wanted(_is_port, "a whole number from 1 to 65535, or leave it out"),
     "session": _Wanted(_has("get_credentials"), "a boto3.Session, or leave it out", is_secret=True),
@@ -68,6 +74,14 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
         "PasswordCredentials(...) or SecretsManagerCredentials(...), or leave it out",
         is_secret=True,
     ),
+    "password": _Wanted(
+        _is_password,
+        "text that is not empty and holds no NUL character",
+        is_secret=True,
+        is_required=True,
+    ),
+    "secret_id": _Wanted(_is_text, "the ARN or the name of a secret", is_required=True),
+    "deserializer": _Wanted(callable, "a function from JSON to a dictionary, or leave it out"),
     "schema": _Wanted(_is_identifier, f"{_TEXT}, or leave it out"),
     "index": _Wanted(
         lambda value: isinstance(value, Mapping),
@@ -83,8 +97,10 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
 }
 
 
-def check(**given: object) -> None:
+def check(*, reads_environment: bool = True, **given: object) -> None:
     """Refuse the first of these arguments that is wrong; most may be left out, as ``None``.
+
+    ``reads_environment``: whether the caller takes what is left out from there.
 
     Raises:
         ConfigurationError: naming the argument, its value unless that may be a secret, and what
@@ -94,7 +110,9 @@ def check(**given: object) -> None:
         wanted = _ARGUMENTS[name]
         is_left_out = value is None and not wanted.is_required
         if not (is_left_out or wanted.is_right(value)):
-            raise ConfigurationError(f"{name}{_shown(value, wanted)} is wrong: pass {wanted.words}")
+            reads = reads_environment and wanted.variable
+            words = f"{wanted.words} and set {wanted.variable}" if reads else wanted.words
+            raise ConfigurationError(f"{name}{_shown(value, wanted)} is wrong: pass {words}")
 
 
 def within(name: str, value: object, low: float, high: float, *, whole: bool = True) -> Any:

@@ -10,6 +10,7 @@ import orjson
 from langgraph.store.base import TTLConfig
 from langgraph.store.postgres.base import PostgresIndexConfig
 
+from langgraph_aurora_store.arguments import check
 from langgraph_aurora_store.config import connect_defaults
 from langgraph_aurora_store.connect.connector import make_connector
 from langgraph_aurora_store.connect.settings import PoolSettings, Profile
@@ -56,7 +57,8 @@ class BaseAuroraStore:
 
         Args:
             cluster: identifier, ARN, or the host name of a writer, reader, instance or RDS Proxy
-                endpoint. Default: ``AURORA_CLUSTER``.
+                endpoint. Default: ``AURORA_CLUSTER``. A reader serves reads only: there ``put``
+                raises ``psycopg.errors.ReadOnlySqlTransaction``, and ``setup`` `SchemaError`.
             user: a role that is granted ``rds_iam``. Default: ``AURORA_USER``.
             database: default: ``AURORA_DATABASE``, else the cluster's own.
             region: where the cluster's name does not tell. Default: the session's, then
@@ -82,6 +84,7 @@ class BaseAuroraStore:
         Raises:
             ConfigurationError: something is missing or wrong, naming parameter and variable.
         """
+        check(deserializer=deserializer)
         connector = make_connector(
             cluster,
             user=user,

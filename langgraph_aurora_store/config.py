@@ -108,7 +108,8 @@ class IndexSettings:
         """
         check(index=index)
         # The parent keeps what it derived from a configuration in the same mapping, under "__".
-        _known_keys("index=", (key for key in index if not key.startswith("__")), _INDEX_KEYS)
+        own = (key for key in index if not str(key).startswith("__"))
+        _known_keys("index=", own, _INDEX_KEYS)
         ann = index.get("ann_index_config") or {}
         if not isinstance(ann, Mapping):
             raise ConfigurationError(f"ann_index_config is a mapping, not {ann!r}")

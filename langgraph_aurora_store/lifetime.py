@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
+from langgraph_aurora_store.arguments import within
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
 from langgraph_aurora_store.connect.connector import Connector
 from langgraph_aurora_store.connect.pool import (
@@ -17,7 +18,7 @@ from langgraph_aurora_store.connect.pool import (
     make_async_pool,
     make_pool,
 )
-from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store.connect.settings import LONGEST_WAIT_S, PoolSettings
 from langgraph_aurora_store.errors import PoolClosedError
 from langgraph_aurora_store.forks import ForkSafeLock
 
@@ -53,7 +54,7 @@ class OwnPool:
 
         Waited for as long as the settings say, or for ``timeout_s`` seconds.
         """
-        deadline = time.monotonic() + (self._settings.timeout_s if timeout_s is None else timeout_s)
+        deadline = _deadline(self._settings, timeout_s)
         with ExitStack() as stack:
             while True:
                 try:
@@ -103,7 +104,7 @@ class AsyncOwnPool:
         self, timeout_s: float | None = None
     ) -> AsyncIterator[AsyncAuroraConnection]:
         """As in the blocking twin."""
-        deadline = time.monotonic() + (self._settings.timeout_s if timeout_s is None else timeout_s)
+        deadline = _deadline(self._settings, timeout_s)
         async with AsyncExitStack() as stack:
             while True:
                 try:
@@ -128,3 +129,11 @@ class AsyncOwnPool:
             # psycopg_pool 3.3 has nothing public that closes without a loop.
             for connection in self._pools.pop(loop)._pool:  # noqa: SLF001
                 connection.pgconn.finish()
+
+
+def _deadline(settings: PoolSettings, timeout_s: float | None) -> float:
+    """When a caller has waited for long enough, by the monotonic clock."""
+    if timeout_s is None:
+        return time.monotonic() + settings.timeout_s
+    wait_s: float = within("timeout_s", timeout_s, 0, LONGEST_WAIT_S, whole=False)
+    return time.monotonic() + wait_s

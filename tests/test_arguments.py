@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+from langgraph_aurora_store.connect.credentials import (
+    PasswordCredentials,
+    SecretsManagerCredentials,
+)
 from langgraph_aurora_store.connect.settings import PoolSettings
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.local.openai import embed
@@ -67,6 +71,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a URL as user": ({"user": "postgresql://u:a-secret@h/\0"}, ["user", "str"]),
     "a client as embed": (index(embed=["a-secret"]), ["embed", "list"]),
+    "index of numbers": ({"index": {1: 2}}, ["unknown key 1", "embed"]),
+    "identifier with an underscore": (
+        {"cluster": "agent_memory"},
+        ["'agent_memory'", "63 letters, digits and single hyphens"],
+    ),
+    "identifier with a blank": ({"cluster": "agent memory"}, ["'agent memory'", "single hyphens"]),
+    "deserializer as text": ({"deserializer": "json"}, ["deserializer", "'json'", "function"]),
+    "trust store of nothing": ({"sslrootcert": ""}, ["sslrootcert= names ''", "leave it out"]),
+    "pool of nothing": ({"pool": ""}, ["pool=''", "'service'"]),
     "pool as a number": ({"pool": 5}, ["pool", "5", "'service'"]),
 }
 KEPT = {"cluster": HOST, "user": "u", "database": "d"}
@@ -86,6 +99,41 @@ def test_a_mistake_is_refused_when_it_is_made(
     assert isinstance(caught.value, ValueError)
     assert "a-secret" not in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("timeout_s", ["5", -1, True, float("nan")])
+async def test_a_wait_that_makes_no_sense_is_refused(timeout_s: Any) -> None:
+    """By either store, before anything is contacted."""
+    with pytest.raises(ConfigurationError, match="timeout_s") as caught:
+        AuroraStore.from_cluster(**KEPT).open(timeout_s=timeout_s)
+    assert repr(timeout_s) in str(caught.value)
+    with pytest.raises(ConfigurationError, match="timeout_s"):
+        await AsyncAuroraStore.from_cluster(**KEPT).open(timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("password", [None, "", 5, b"a-secret", "a-secret\0"])
+def test_what_is_no_password_is_refused(password: Any) -> None:
+    """When the credentials are made; what was passed is not shown."""
+    with pytest.raises(ConfigurationError, match="password") as caught:
+        PasswordCredentials(password)
+    assert "a-secret" not in str(caught.value)
+    PasswordCredentials(" ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("secret_id", None),
+        ("secret_id", ""),
+        ("secret_id", 5),
+        ("region", "us east"),
+        ("session", "profile"),
+    ],
+)
+def test_what_leads_to_no_secret_is_refused(name: str, value: Any) -> None:
+    """When the credentials are made, not at the first connection."""
+    with pytest.raises(ConfigurationError, match=name):
+        SecretsManagerCredentials(**{"secret_id": "memory", name: value})
 
 
 @pytest.mark.parametrize("cls", [AuroraStore, AsyncAuroraStore])

@@ -206,7 +206,7 @@ def test_a_script_can_end_what_it_started_in_the_background(command, number):
 def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
     database: Database, command, options, words
 ):
-    """In a line with what was passed; nothing is left behind."""
+    """In a line with what was passed, and no variable that is not read; nothing is left behind."""
     taken = str(database.cluster.port)
     options = [option.format(taken=taken) for option in options]
     found = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True)
@@ -214,6 +214,7 @@ def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
     assert "Traceback" not in found.stderr
     for word in words:
         assert word.format(taken=taken) in found.stderr
+    assert "AURORA_" not in found.stderr
     assert found.stdout == ""
 
 

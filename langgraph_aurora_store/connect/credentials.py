@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from langgraph_aurora_store.arguments import check
 from langgraph_aurora_store.connect.aws import Aws, Session, hush, sdk_errors
 from langgraph_aurora_store.connect.cluster import Endpoint
 from langgraph_aurora_store.errors import (
@@ -122,11 +123,16 @@ class IamCredentials:
 
 
 class PasswordCredentials:
-    """One fixed password, for a cluster or a role without IAM. The repr hides it."""
+    """One fixed password, for a cluster or a role without IAM. The repr hides it.
+
+    Raises:
+        ConfigurationError: the password is empty or no text.
+    """
 
     method: Method = "password"
 
     def __init__(self, password: str) -> None:
+        check(password=password)
         self._password = password
 
     def __repr__(self) -> str:
@@ -164,6 +170,9 @@ class SecretsManagerCredentials:
     says of ``host``, ``port``, ``dbname`` and ``username`` stands in for what is not given. The
     region is that of the secret's ARN, else ``region``, else the session's, else ``AWS_REGION``.
     Thread-safe.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
     """
 
     method: Method = "password"
@@ -176,6 +185,9 @@ class SecretsManagerCredentials:
         session: Session | Aws | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
+        check(secret_id=secret_id, region=region)
+        if not isinstance(session, Aws):
+            check(session=session)
         self.secret_id = secret_id
         parts = secret_id.split(":")
         self._region = parts[3] if secret_id.startswith("arn:") and len(parts) > 6 else region

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
+from langgraph_aurora_store.arguments import IDENTIFIER_RULE
 from langgraph_aurora_store.errors import ConfigurationError
 
 Kind: TypeAlias = Literal["writer", "reader", "custom", "instance", "proxy", "global", "alias"]
@@ -63,8 +64,8 @@ def parse_name(name: str) -> ClusterName | EndpointName:
         return parse_host(name)
     if not _IDENTIFIER.fullmatch(name) or len(name) > 63:
         raise ConfigurationError(
-            f"{name!r} is not a cluster name; pass a cluster identifier, its ARN or the host name"
-            " of an endpoint"
+            f"{name!r} is not a cluster name; pass a cluster identifier ({IDENTIFIER_RULE}), its"
+            " ARN or the host name of an endpoint"
         )
     return ClusterName(name.lower())
 

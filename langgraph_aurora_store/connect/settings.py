@@ -12,16 +12,16 @@ from langgraph_aurora_store.errors import ConfigurationError
 Profile: TypeAlias = Literal["service", "lambda"]
 
 _MOST_CONNECTIONS = 262_143  # of a server: MAX_BACKENDS in PostgreSQL's source
-_A_YEAR_S = 31_536_000
+LONGEST_WAIT_S = 31_536_000  # a year
 # The least and the most that psycopg_pool, libpq (milliseconds in 32 bits) and Linux (tcp.h) take.
 _RANGES: Mapping[str, tuple[float, float]] = {
     "min_size": (0, _MOST_CONNECTIONS),
     "max_size": (1, _MOST_CONNECTIONS),
-    "timeout_s": (0.001, _A_YEAR_S),
+    "timeout_s": (0.001, LONGEST_WAIT_S),
     "connect_timeout_s": (1, 2_147_483),
-    "check_after_idle_s": (0, _A_YEAR_S),
-    "max_idle_s": (0.001, _A_YEAR_S),
-    "max_lifetime_s": (0.001, _A_YEAR_S),
+    "check_after_idle_s": (0, LONGEST_WAIT_S),
+    "max_idle_s": (0.001, LONGEST_WAIT_S),
+    "max_lifetime_s": (0.001, LONGEST_WAIT_S),
     "tcp_user_timeout_s": (0.001, 2_147_483),
     "keepalives_idle_s": (1, 32_767),
     "keepalives_interval_s": (1, 32_767),
@@ -111,7 +111,7 @@ class PoolSettings:
         """
         if isinstance(pool, PoolSettings):
             return pool
-        profile = pool or ("lambda" if on_lambda else "service")
+        profile = ("lambda" if on_lambda else "service") if pool is None else pool
         if profile == "lambda":
             return cls.for_lambda()
         if profile == "service":

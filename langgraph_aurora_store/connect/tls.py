@@ -60,11 +60,11 @@ def verify(
         ConfigurationError: no such mode, or no such file.
     """
     mode = _checked_mode(sslmode)
-    given = sslrootcert or config.connect_defaults(environ).sslrootcert
+    default = config.connect_defaults(environ).sslrootcert or BUNDLED
     if mode.startswith("verify-"):
-        store = str(given or BUNDLED)
+        store = str(default if sslrootcert is None else sslrootcert)
         if store != "system" and not Path(store).is_file():
-            source = "sslrootcert=" if sslrootcert else "PGSSLROOTCERT"
+            source = "PGSSLROOTCERT" if sslrootcert is None else "sslrootcert="
             raise ConfigurationError(
                 f"{source} names {store!r}, which is not a file; leave it out to use the bundled"
                 " Amazon RDS authorities"

@@ -91,7 +91,13 @@ class LocalAurora:
         clock: Callable[[], float] = time.time,
         export: bool = True,
     ) -> None:
-        check(identifier=identifier, user=user, database=database, region=region)
+        check(
+            identifier=identifier,
+            user=user,
+            database=database,
+            region=region,
+            reads_environment=False,
+        )
         self.identifier = identifier
         self.user = user
         self.database = database
