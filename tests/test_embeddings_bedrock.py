@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import boto3
 import pytest
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings, text_labels
+from langgraph_aurora_store.embeddings.concurrency import Workers
 from langgraph_aurora_store.errors import (
     ConfigurationError,
     EmbeddingAccessError,
@@ -355,6 +357,34 @@ def test_embeddings_can_be_used_after_closing(bedrock: Bedrock) -> None:
     reused.embed_query("tea")
     reused.close()
     assert reused.embed_query("tea")
+
+
+def test_closing_disturbs_no_call_that_begins_meanwhile() -> None:
+    """Work given to threads that are being let go is done by new ones."""
+    workers = Workers(2, "test")
+    failed: list[RuntimeError] = []
+
+    def submit() -> None:
+        try:
+            for _ in range(5000):
+                workers.submit(bool)
+        except RuntimeError as error:
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=submit) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while not failed and any(thread.is_alive() for thread in threads):
+            workers.close()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    workers.close()
+    assert failed == []
 
 
 def test_a_client_of_the_users_own_is_used(bedrock: Bedrock) -> None:

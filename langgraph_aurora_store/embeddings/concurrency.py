@@ -41,7 +41,8 @@ class Workers:
 
     def submit(self, work: Callable[[], object]) -> None:
         """Run ``work`` after everything submitted before it."""
-        self._threads().submit(work)
+        with self._lock:  # an executor that `close` has taken away takes no work
+            self._threads().submit(work)
 
     def close(self) -> None:
         """Let the threads go; the next use makes new ones."""
@@ -51,12 +52,11 @@ class Workers:
             executor.shutdown(wait=False)
 
     def _threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            # A forked child inherits the executor without its threads and would wait for ever.
-            if self._executor is None or self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._executor = ThreadPoolExecutor(self.limit, thread_name_prefix=self._name)
-            return self._executor
+        # A forked child inherits the executor without its threads and would wait for ever.
+        if self._executor is None or self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._executor = ThreadPoolExecutor(self.limit, thread_name_prefix=self._name)
+        return self._executor
 
 
 class PerProcess(Generic[C]):
