@@ -79,11 +79,38 @@ def test_the_resource_is_named_in_its_partition(region: str, partition: str) -> 
     assert f"arn:{partition}:bedrock:{region}::foundation-model/{TITAN}" in text
 
 
-def test_an_arn_is_named_as_it_is(bedrock: Bedrock) -> None:
-    """For a profile given by its ARN the policy names that ARN."""
-    arn = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/a1b2c3"
+ACCOUNT = "arn:aws:bedrock:us-east-1:123456789012"
+MODELS = "arn:aws:bedrock:*::foundation-model"
+
+
+@pytest.mark.parametrize(
+    ("arn", "resources"),
+    [
+        (f"{ACCOUNT}:provisioned-model/a1b2c3", ""),
+        (f"arn:aws:bedrock:us-east-1::foundation-model/{TITAN}", ""),
+        (f"{ACCOUNT}:inference-profile/us.{TITAN}", f" and {MODELS}/{TITAN}"),
+        (
+            f"{ACCOUNT}:application-inference-profile/a1b2c3",
+            f" and {MODELS}/<the model behind it>",
+        ),
+    ],
+)
+def test_an_arn_is_named_as_it_is(bedrock: Bedrock, arn: str, resources: str) -> None:
+    """For a model given by its ARN the policy names that, and the models behind a profile."""
     text = refusal_of(bedrock, "AccessDeniedException", 403, "no", model=arn, base_model=TITAN)
-    assert f"bedrock:InvokeModel on {arn}," in text
+    assert f"bedrock:InvokeModel on {arn}{resources}, and" in text
+
+
+@pytest.mark.parametrize("message", ["on-demand throughput", "model identifier is invalid"])
+def test_no_profile_is_suggested_that_is_none(bedrock: Bedrock, message: str) -> None:
+    """The id behind an ARN gets a geography in front, and the ARN itself never."""
+    for shown in ("::foundation-model/", ":123456789012:inference-profile/us."):
+        arn = f"arn:aws:bedrock:us-east-1{shown}{TITAN}"
+        text = refusal_of(bedrock, "ValidationException", 400, message, model=arn)
+        assert f"'us.{TITAN}'" in text
+    hidden = f"{ACCOUNT}:provisioned-model/a1b2c3"
+    text = refusal_of(bedrock, "ValidationException", 400, message, model=hidden, base_model=TITAN)
+    assert "such as" not in text
 
 
 @pytest.mark.parametrize(

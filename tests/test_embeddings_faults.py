@@ -52,6 +52,22 @@ def test_throttling_is_retried_until_it_passes(rig: Rig) -> None:
     assert rig.clock.sleeps == [0.25, 0.5, 1.0]
 
 
+def test_the_first_retry_of_a_request_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning with model, error and time left, and no text; one a second over all requests."""
+    embeddings = rig.embeddings(deadline_s=20)
+    rig.service.next(rig.throttled(), rig.throttled(), rig.throttled())
+    rig.query(embeddings, "a question")
+    [told] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith(f"{embeddings.model}: a request failed (")
+    assert "429" in told or "ThrottlingException" in told
+    assert "20.0 s are left of deadline_s=20" in told
+    assert "question" not in told
+    rig.service.next(*[rig.throttled()] * 3)
+    rig.documents(embeddings, [f"memory {number}" for number in range(3)])
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+
+
 def test_jitter_spreads_a_retry_over_the_whole_delay(rig: Rig) -> None:
     """The delay is a random share of the backoff, down to none."""
     rig.clock.luck = 0.0

@@ -47,6 +47,8 @@ REFUSED_CREDENTIALS = frozenset(
     }
 )
 _PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
+# The ARN of a provisioned or custom model, or of an application's profile, hides the model.
+_READABLE_ARN = re.compile(r"^arn:[\w-]+:bedrock:[^:]*:\d*:(?:foundation-model|inference-profile)/")
 _PROFILE = re.compile(r"^([a-z]{2,6}(?:-gov)?)\.(.+)$")
 
 
@@ -85,7 +87,7 @@ def _unsigned(error: Exception, model: str, region: str, texts: Sequence[str]) -
     if isinstance(error, ClientError):
         code, status = _code_and_status(error)
         if _is_passing(code, status):
-            return Fault(error=EmbeddingError(f"{where}: {said}"), transient=True)
+            return Fault(error=EmbeddingError(f"{where}: {said}"), transient=True, code=code)
         return Fault(
             error=EmbeddingAccessError(
                 f"{where}: {said}. See the role and its trust policy, and the credentials or the "
@@ -135,6 +137,7 @@ def _refused(error: ClientError, model: str, region: str, texts: Sequence[str]) 
         return Fault(
             error=EmbeddingError(f"{where} {state}; {said}"),
             transient=True,
+            code=code,
             remedy="Ask for a higher quota or lower max_concurrency=" if code in THROTTLED else "",
             retry_after_s=retry_after_s(dict(headers)),
         )
@@ -162,18 +165,18 @@ def _advice(code: str, message: str, model: str, region: str) -> str:
             f"access denied. Allow bedrock:InvokeModel on {' and '.join(_arns(model, region))}, "
             "and see that the account has access to the model in this region"
         )
+    base = _base(model)
+    profile = "" if base.startswith("arn:") else f", such as '{_geography(region)}.{base}'"
     if "on-demand throughput" in message:
         return (
             "this model is served through inference profiles only; put a geography in front of "
-            f"its id, such as '{_geography(region)}.{model}', or pass a profile's ARN with "
-            "base_model="
+            f"its id{profile}, or pass a profile's ARN with base_model="
         )
     unknown = "model identifier is invalid" in message or "model ID" in message
     if code == "ResourceNotFoundException" or (code == "ValidationException" and unknown):
         return (
             "not offered there to this account. Check the id, pass region= of a region that offers "
-            "it, or use a cross-region profile where there is one, such as "
-            f"'{_geography(region)}.{_base(model)}'"
+            f"it, or use a cross-region profile where there is one{profile}"
         )
     return ""
 
@@ -234,15 +237,19 @@ def _arns(model: str, region: str) -> list[str]:
     Amazon Bedrock user guide, "Prerequisites for inference profiles": a cross-region profile needs
     the profile and the model in each region it may send the request to.
     """
-    if model.startswith("arn:"):
-        return [model]
     starts = [name for name in _PARTITIONS if region.startswith(name)]
     partition = _PARTITIONS[starts[0]] if starts else "aws"
-    if _base(model) == model:
+    base = _base(model)
+    if model.startswith("arn:"):
+        if "inference-profile/" not in model:
+            return [model]
+        behind = "<the model behind it>" if base.startswith("arn:") else base
+        return [model, f"arn:{partition}:bedrock:*::foundation-model/{behind}"]
+    if base == model:
         return [f"arn:{partition}:bedrock:{region}::foundation-model/{model}"]
     return [
         f"arn:{partition}:bedrock:{region}:<account>:inference-profile/{model}",
-        f"arn:{partition}:bedrock:*::foundation-model/{_base(model)}",
+        f"arn:{partition}:bedrock:*::foundation-model/{base}",
     ]
 
 
@@ -256,6 +263,7 @@ def _geography(region: str) -> str:
 
 
 def _base(model: str) -> str:
-    """The model id without a geography in front; two dots tell a profile from a plain id."""
-    profile = _PROFILE.match(model)
-    return profile[2] if profile and "." in profile[2] else model
+    """The model id in an ARN that shows it, without a geography; two dots tell a profile's id."""
+    name = _READABLE_ARN.sub("", model)
+    profile = _PROFILE.match(name)
+    return profile[2] if profile and "." in profile[2] else name

@@ -11,7 +11,7 @@ from langgraph_aurora_store.embeddings.limits import largest_token_count
 from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.plan import Answer, Request, Text, checked
-from langgraph_aurora_store.embeddings.retry import Backoff, Clock, Fault
+from langgraph_aurora_store.embeddings.retry import Backoff, Clock, Fault, Seldom
 from langgraph_aurora_store.errors import AuroraStoreError, EmbeddingResponseError
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,15 @@ Steps: TypeAlias = Generator[Send | Pause, object, Answer]
 class Exchange:
     """How requests to one service go: what is retried, shortened, checked and given up.
 
-    ``explain`` turns an exception of the SDK into what it means.
+    ``explain`` turns an exception of the SDK into what it means. ``warnings`` keeps
+    an outage of many requests from filling the log.
     """
 
     model: Model
     options: Options
     clock: Clock
     explain: Callable[[Exception, Request], Fault]
+    warnings: Seldom
 
     def steps(self, request: Request) -> Steps:
         """The request until it is answered; raises `EmbeddingError` when it will not be."""
@@ -65,10 +67,22 @@ class Exchange:
             delay = backoff.delay_after(fault)
             if delay is None:
                 raise self._final(fault, backoff, request) from fault.error.__cause__
-            logger.debug(
-                "%s: attempt %d failed, next in %.2f s", self.model.id, backoff.attempts, delay
-            )
+            self._tell(reply, fault, backoff, delay)
             yield Pause(delay)
+
+    def _tell(self, error: Exception, fault: Fault, backoff: Backoff, delay_s: float) -> None:
+        """Log a failed attempt: a warning at a request's first, which is not to flood the log."""
+        model = self.model.id
+        if backoff.attempts == 1 and self.warnings.is_due():
+            kind = f"{type(error).__name__}: {fault.code}" if fault.code else type(error).__name__
+            logger.warning(
+                "%s: a request failed (%s) and is tried again; %.1f s are left of deadline_s=%g",
+                model,
+                kind,
+                backoff.left_s,
+                self.options.deadline_s,
+            )
+        logger.debug("%s: attempt %d failed, next in %.2f s", model, backoff.attempts, delay_s)
 
     def _shortened(self, request: Request, fault: Fault) -> Steps:
         """The request again, with less of the text the service found too long."""

@@ -56,6 +56,7 @@ def _refused(error: APIStatusError, where: str, secrets: Sequence[str]) -> Fault
                 f"{where} is {'throttled' if throttled else 'unavailable'}; {said}"
             ),
             transient=True,
+            code=str(error.status_code),
             remedy="Ask for higher limits or lower max_concurrency=" if throttled else "",
             retry_after_s=retry_after_s(error.response.headers),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -60,13 +61,15 @@ class SystemClock:
 class Fault:
     """One failed attempt, explained: the error a user would get, and whether to try again.
 
-    ``remedy`` is what to do when trying again did not help. ``too_long`` says that the service
-    found a text over its limit; ``fits`` is then the share of the text that would have been
-    accepted, as far as the service said so.
+    ``code`` is the service's short word for it, where it has one. ``remedy`` is what to do when
+    trying again did not help. ``too_long`` says that the service found a text over its limit;
+    ``fits`` is then the share of the text that would have been accepted, as far as the service
+    said so.
     """
 
     error: AuroraStoreError
     transient: bool = False
+    code: str = ""
     remedy: str = ""
     retry_after_s: float | None = None
     too_long: bool = False
@@ -90,6 +93,11 @@ class Backoff:
         """Seconds since the first attempt began."""
         return self._clock.now() - self._started
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self._deadline_s - self.elapsed_s
+
     def delay_after(self, fault: Fault) -> float | None:
         """Seconds to wait before the next attempt, or None where there should be none."""
         self.attempts += 1
@@ -98,6 +106,25 @@ class Backoff:
         longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.attempts - 1))
         delay = self._clock.chance() * longest + (fault.retry_after_s or 0.0)
         return delay if self.elapsed_s + delay < self._deadline_s else None
+
+
+class Seldom:
+    """Lets one of many warnings through per ``period_s``."""
+
+    def __init__(self, clock: Clock, period_s: float = 1.0) -> None:
+        self._clock = clock
+        self._period_s = period_s
+        self._last = -math.inf
+        self._lock = threading.Lock()
+
+    def is_due(self) -> bool:
+        """Whether it is time for the next one, which this then is."""
+        now = self._clock.now()
+        with self._lock:
+            is_due = now - self._last >= self._period_s
+            if is_due:
+                self._last = now
+            return is_due
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

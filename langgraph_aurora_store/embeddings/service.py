@@ -17,7 +17,7 @@ from langgraph_aurora_store.embeddings.families import Purpose
 from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.plan import Answer, Plan, Request, describe_cuts, plan
-from langgraph_aurora_store.embeddings.retry import Clock, Fault, SystemClock
+from langgraph_aurora_store.embeddings.retry import Clock, Fault, Seldom, SystemClock
 from langgraph_aurora_store.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class ServiceEmbeddings(Embeddings):
         self._model = model
         self._options = options
         self._clock: Clock = clock or SystemClock()
-        self._exchange = Exchange(model, options, self._clock, self._explain)
+        self._exchange = Exchange(model, options, self._clock, self._explain, Seldom(self._clock))
         self._queries = QueryCache(options.query_cache_size)
         self._workers = Workers(options.max_concurrency, type(self).__name__)
 
