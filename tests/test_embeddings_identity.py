@@ -9,7 +9,7 @@ from langchain_aws import BedrockEmbeddings as LangChainBedrock
 from langchain_openai import AzureOpenAIEmbeddings
 from stores import DIMS, Letters, opened, set_up
 
-from langgraph_aurora_store.embeddings import BedrockEmbeddings, resolve
+from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings, resolve
 from langgraph_aurora_store.embeddings.identity import identify
 from langgraph_aurora_store.local import LocalAurora
 from tests.services.rig import SESSION
@@ -140,3 +140,50 @@ def test_langchains_own_classes_have_an_identity() -> None:
         for settings in ({}, {}, {"model_kwargs": {"dimensions": 256}})
     ]
     assert bedrock[0] == bedrock[1] != bedrock[2]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "base_url",
+        "openai_api_base",
+        "azure_endpoint",
+        "endpoint_url",
+        "doc_embed_type",
+        "query_instruction",
+        "embed_instruction",
+    ],
+)
+def test_a_server_or_an_instruction_makes_another_model(setting: str) -> None:
+    """The same name means another model on another server, and another vector when asked so."""
+    values = ({}, {setting: "https://one/v1"}, {setting: "https://two/v1"})
+    assert len({identify(Named(model="m", **value)) for value in values}) == 3
+
+
+def test_the_server_of_our_own_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given or from the environment, and without the password in it."""
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+    def ask(**options: Any) -> str | None:
+        return identify(OpenAIEmbeddings("m", family="openai-fixed", dimensions=8, **options))
+
+    one, two = ask(base_url="http://me:hidden@one/v1?key=hidden"), ask(base_url="http://two/v1")
+    assert len({one, two, ask()}) == 3
+    assert "hidden" not in str(one)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://two/v1/")
+    assert ask() == two
+
+
+def test_what_another_process_would_not_find_is_left_out() -> None:
+    """An object's address differs in each, and a property may fail."""
+
+    class Failing(Named):
+        @property
+        def dimensions(self) -> int:
+            raise RuntimeError("not loaded yet")
+
+    assert identify(Named(model="m", model_kwargs={"device": object()})) == identify(
+        Named(model="m")
+    )
+    assert identify(Named(model=object())) is None
+    assert identify(Failing(model="m")) is not None

@@ -88,6 +88,11 @@ class OpenAIEmbeddings(ServiceEmbeddings):
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient]
         self._of_loop = WeakKeyDictionary()
 
+    @property
+    def base_url(self) -> str | None:
+        """The service's address where one was given; None for OpenAI's own."""
+        return self._account.base_url or environment().get("OPENAI_BASE_URL") or None
+
     def close(self) -> None:
         """Let threads and the blocking client's connections go; the next embedding opens new."""
         self._workers.close()
