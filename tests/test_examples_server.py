@@ -221,3 +221,15 @@ def test_readmes_command_serves_the_graph_and_the_store_api(
         ("notes.ada", "I live in Lisbon."),
     ]
     aurora.drop_database(fresh.name)
+
+
+def test_a_server_that_is_not_installed_is_told_with_the_readmes_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is started, as after `make demo`, which needs no server."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        load(EXAMPLE / "main.py").main()
+    _, _, line = str(ended.value).partition("; ")
+    assert line in (EXAMPLE / "README.md").read_text()
+    assert "langgraph-cli" in line

@@ -4,6 +4,7 @@ Without AURORA_CLUSTER it starts a local Aurora; without OPENAI_API_KEY, a stand
 embedding model.
 """
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import httpx
 from langgraph_aurora_store.local.stand_ins import stand_ins
 
 HERE = Path(__file__).parent
+INSTALL = "pip install 'langgraph-aurora-store[all]' 'langgraph-cli[inmem]'"
 START_S = 60
 STOP_S = 15
 
@@ -60,6 +62,8 @@ def wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
+    if importlib.util.find_spec("langgraph_cli") is None:
+        raise SystemExit(f"the server is not installed; {INSTALL}")
     with stand_ins(os.environ) as services:
         print(f"Database: {services.database}")
         print(f"Models: {services.models}", flush=True)
