@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from langgraph_aurora_store.store import AuroraStore
 from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     )
     from langgraph_aurora_store.connect.settings import PoolSettings
     from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
+    from langgraph_aurora_store.store import AuroraStore
 
 __all__ = [
     "AsyncAuroraStore",
@@ -33,6 +33,7 @@ __all__ = [
 # Imported when first asked for: most programs use one of the stores and neither of the rest.
 _ON_DEMAND = {
     "AsyncAuroraStore": "aio",
+    "AuroraStore": "store",
     "BedrockEmbeddings": "embeddings",
     "IamCredentials": "connect.credentials",
     "OpenAIEmbeddings": "embeddings",

@@ -188,6 +188,20 @@ def test_a_script_can_end_what_it_started_in_the_background(command, number):
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 
+@pytest.mark.parametrize("imported", ["psycopg.errors", "langgraph_aurora_store.errors"])
+def test_an_early_interrupt_is_obeyed_without_a_traceback(imported):
+    """Also while the command still imports what it needs."""
+    with running("-X", "importtime", *AS_MODULE) as process:
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == imported:
+                break
+        else:
+            pytest.fail(f"{imported} is not imported")
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait() in (0, 130)
+
+
 @pytest.mark.parametrize("command", [AS_MODULE, AS_SCRIPT], ids=["module", "script"])
 @pytest.mark.parametrize(
     ("options", "words"),
