@@ -10,15 +10,22 @@ import boto3
 import botocore.session
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.handlers import BUILTIN_HANDLERS
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings
 from langgraph_aurora_store.errors import EmbeddingAccessError, EmbeddingError
 from tests.services.bedrock import Bedrock
 from tests.services.clock import SteppedClock
 from tests.services.http import Reply
-from tests.services.rig import SESSION
 
 TITAN = "amazon.titan-embed-text-v2:0"
+
+
+@pytest.fixture(autouse=True)
+def _sessions_without_moto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once imported, by another test, moto listens to the calls of every session."""
+    own = [spec for spec in BUILTIN_HANDLERS if spec[1].__module__.startswith("botocore.")]
+    monkeypatch.setattr("botocore.handlers.BUILTIN_HANDLERS", own)
 
 
 @pytest.fixture
@@ -30,6 +37,10 @@ def bedrock() -> Iterator[Bedrock]:
 def make(bedrock: Bedrock, clock: SteppedClock, **options: Any) -> BedrockEmbeddings:
     settings = {"region": "us-east-1", "endpoint_url": bedrock.url, "query_cache_size": 0}
     return BedrockEmbeddings(TITAN, clock=clock, **settings | options)
+
+
+def plain() -> boto3.Session:
+    return boto3.Session("AKIDEXAMPLE", "secret", region_name="us-east-1")
 
 
 def refused(code: str, status: int) -> ClientError:
@@ -133,7 +144,7 @@ def test_an_error_of_any_shape_is_tried_again(bedrock: Bedrock, status: int, bod
     """A gateway in between answers as it likes: the status tells whether to try again."""
     clock = SteppedClock()
     bedrock.next(Reply(status, body))
-    assert make(bedrock, clock, session=SESSION).embed_query("tea")
+    assert make(bedrock, clock, session=plain()).embed_query("tea")
     assert clock.sleeps == [0.25]
 
 
@@ -141,4 +152,4 @@ def test_an_error_without_a_readable_body_is_known_by_its_header(bedrock: Bedroc
     """The type that AWS puts beside the body is enough."""
     bedrock.next(Reply(403, b"[]", {"x-amzn-errortype": "AccessDeniedException:http://x"}))
     with pytest.raises(EmbeddingAccessError, match="Bedrock said AccessDeniedException"):
-        make(bedrock, SteppedClock(), session=SESSION).embed_query("tea")
+        make(bedrock, SteppedClock(), session=plain()).embed_query("tea")

@@ -363,6 +363,19 @@ def test_a_tracer_of_any_step_of_boto3s_sees_it(
     assert set(seen) == {name}
 
 
+def test_langchains_name_in_the_user_agent_needs_no_client() -> None:
+    """Importing langchain_aws, as many agents do, wraps boto3's functions for that alone."""
+    program = (
+        "import boto3, langchain_aws\n"
+        "from langgraph_aurora_store.embeddings.bedrock_endpoint import is_boto3_replaced\n"
+        "print(boto3.client.__module__, is_boto3_replaced())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "langchain_aws False\n"
+
+
 @pytest.mark.parametrize("place", ["boto3.client", "boto3.Session.client", "session", "core"])
 def test_a_mock_of_boto3s_client_is_asked(
     bedrock: Listener, monkeypatch: pytest.MonkeyPatch, place: str

@@ -55,6 +55,8 @@ _BOTOCORES: tuple[tuple[object, str], ...] = (
     (ClientEndpoint, "make_request"),
     (Session, "create_client"),
 )
+# On import, langchain_aws wraps what makes boto3's clients, to add its name to the user agent.
+_KNOWN = ("boto3", "botocore", "langchain_aws")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +115,13 @@ def is_boto3_replaced() -> bool:
 
 
 def _is_original(owner: object, name: str) -> bool:
-    """Whether a function is the SDK's own, as is each that it wraps.
+    """Whether a function is the SDK's own, as is each that it wraps, or known to do no harm.
 
     The name of its module tells nothing: ``functools.wraps`` copies it.
     """
     function = vars(owner).get(name)
     while type(function) is FunctionType:
-        if function.__globals__.get("__name__", "").partition(".")[0] not in ("boto3", "botocore"):
+        if function.__globals__.get("__name__", "").partition(".")[0] not in _KNOWN:
             return False
         if not hasattr(function, "__wrapped__"):
             return True
