@@ -91,13 +91,8 @@ class LocalAurora:
         clock: Callable[[], float] = time.time,
         export: bool = True,
     ) -> None:
-        check(
-            identifier=identifier,
-            user=user,
-            database=database,
-            region=region,
-            reads_environment=False,
-        )
+        check(identifier=identifier, region=region)
+        check(user=user, database=database, reads_environment=False)
         self.identifier = identifier
         self.user = user
         self.database = database
