@@ -94,8 +94,7 @@ class LocalAurora:
         check(identifier=identifier, region=region)
         check(user=user, database=database, reads_environment=False)
         self.identifier = identifier
-        self.user = user
-        self.database = database
+        self.user, self.database = user, database
         self.region = region
         self.endpoint = endpoint
         self.reader_endpoint = reader_endpoint or endpoint
