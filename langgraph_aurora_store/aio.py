@@ -300,8 +300,15 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def _tick(self) -> Tick:
         loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
-            tick = self._ticks[loop] = Tick(self._prepare, self._finish, self._engine.check)
+            tick = self._ticks[loop] = Tick(
+                self._prepare, self._finish, self._engine.check, writers=self._half_of_pool()
+            )
         return tick
+
+    def _half_of_pool(self) -> int:
+        """How many connections may be had at a time by what could do with any number."""
+        pool = self.conn if isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)) else None
+        return max(pool.max_size // 2, 1) if pool else 1
 
     async def _submit(self, ops: Sequence[Op]) -> list[Result]:
         if len(ops) == 1:
@@ -312,9 +319,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         return await self._driver.drive(self._engine.batch(ops), self.connection)
 
     async def _prepare(self, ops: Sequence[Op]) -> list[Prepared]:
-        # Half of the pool: there may be writes and searches.
-        pool = self.conn if isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)) else None
-        flow = self._engine.prepare(ops, at_most=pool.max_size // 2 if pool else 1)
+        flow = self._engine.prepare(ops, at_most=self._half_of_pool())
         return await self._driver.drive(flow, self.connection)
 
     async def _finish(self, part: Prepared) -> list[Result]:

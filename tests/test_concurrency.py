@@ -435,6 +435,26 @@ async def test_a_tick_s_operations_do_not_wait_in_one_line(
     assert [len(request) for request in model.documents] == [1, 16]
 
 
+@on("asyncio-pool")
+async def test_writers_that_wait_for_a_row_leave_connections_to_readers(
+    store: Twin, aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """There may be more of them than connections; they take half of the pool."""
+    await store.put(("a",), "taken", {"text": "before"})
+    pool = pool_of(store.store)
+    with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
+        other.execute("SELECT FROM store WHERE key = 'taken' FOR UPDATE")
+        calls = []
+        for i in range(2 * pool.max_size):
+            calls.append(asyncio.create_task(store.put(("a",), "taken", {"text": f"tea {i}"})))
+            await asyncio.sleep(0)  # a tick of its own
+        await asyncio.to_thread(until, lambda: waiting_for_locks(sql) == pool.max_size // 2)
+        found = await asyncio.wait_for(store.search(("a",), query="before"), LONG_S)
+        assert [item.value for item in found] == [{"text": "before"}]
+        assert not any(call.done() for call in calls)
+    await asyncio.wait_for(asyncio.gather(*calls), LONG_S)
+
+
 @on(*ASYNCIO)
 @pytest.mark.parametrize(
     "fault", ["value", "namespace", "key", "type", "length", "model", *REFUSALS]
