@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings
 
-from langgraph_aurora_store.embeddings.bedrock import BedrockEmbeddings
 from langgraph_aurora_store.embeddings.labels import text_labels
-from langgraph_aurora_store.embeddings.models import find_model, known_models
-from langgraph_aurora_store.embeddings.openai import OpenAIEmbeddings
-from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
 from langgraph_aurora_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import boto3
+
+    from langgraph_aurora_store.embeddings.bedrock import BedrockEmbeddings
+    from langgraph_aurora_store.embeddings.openai import OpenAIEmbeddings
 
 __all__ = [
     "BedrockEmbeddings",
@@ -36,8 +35,17 @@ Embed: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+# Imported when first asked for: a program uses one service at most.
+_ON_DEMAND = {"BedrockEmbeddings": "bedrock", "OpenAIEmbeddings": "openai"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)
+
+
+class Resolved(NamedTuple):
     """What embeds, and the length of its vectors; None where only a first vector tells it."""
 
     embeddings: Embeddings
@@ -62,6 +70,8 @@ def resolve(
     """
     if isinstance(embed, str):
         return _named(embed, dims, session, region)
+    from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
+
     embeddings = ensure_embeddings(embed)
     if isinstance(embeddings, ServiceEmbeddings):
         if dims not in (None, embeddings.dimensions):
@@ -78,11 +88,17 @@ def _named(
 ) -> Resolved:
     provider, colon, model = name.partition(":")
     if provider == "bedrock" and model:
+        from langgraph_aurora_store.embeddings.bedrock import BedrockEmbeddings
+
         bedrock = BedrockEmbeddings(model, dimensions=dims, session=session, region=region)
         return Resolved(bedrock, bedrock.dimensions)
     if provider == "openai" and model:
+        from langgraph_aurora_store.embeddings.openai import OpenAIEmbeddings
+
         openai = OpenAIEmbeddings(model, dimensions=dims)
         return Resolved(openai, openai.dimensions)
+    from langgraph_aurora_store.embeddings.models import find_model
+
     if not colon or not model or find_model(name, "bedrock"):
         raise ConfigurationError(_unnamed(name))
     try:
@@ -90,19 +106,24 @@ def _named(
     except (ImportError, ValueError) as error:
         # LangChain's further lines list every provider of its own.
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigurationError(f"embed={name!r}: {reason}. {_KNOWN}") from error
-
-
-_KNOWN = (
-    f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
-    "LangChain's providers need pip install langchain langchain-PROVIDER. "
-    "Any LangChain Embeddings object or function from texts to vectors can be passed instead"
-)
+        raise ConfigurationError(f"embed={name!r}: {reason}. {_known()}") from error
 
 
 def _unnamed(name: str) -> str:
     """The error for a model without its provider."""
+    from langgraph_aurora_store.embeddings.models import find_model
+
     for provider in ("bedrock", "openai"):
         if find_model(name, provider):
             return f"embed={name!r} names no provider; write {provider + ':' + name!r}"
-    return f"embed={name!r} is no 'provider:model'. {_KNOWN}"
+    return f"embed={name!r} is no 'provider:model'. {_known()}"
+
+
+def _known() -> str:
+    from langgraph_aurora_store.embeddings.models import known_models
+
+    return (
+        f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
+        "LangChain's providers need pip install langchain langchain-PROVIDER. "
+        "Any LangChain Embeddings object or function from texts to vectors can be passed instead"
+    )
