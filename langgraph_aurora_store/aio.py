@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
-from psycopg import AsyncPipeline, Capabilities
+from psycopg import AsyncConnection, AsyncPipeline, Capabilities
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
@@ -42,6 +42,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     """
 
     _own_pool = AsyncOwnPool
+    _takes = (AsyncConnection, AsyncConnectionPool)
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         ttl: TTLConfig | None = None,
         schema: str | None = None,
     ) -> None:
+        self._check(conn=conn, deserializer=deserializer)
         if isinstance(conn, AsyncConnectionPool) and pipe is not None:
             raise ValueError("a pipeline goes with a single AsyncConnection, not with a pool")
         engine = Engine(index=index, ttl=ttl, schema=schema)

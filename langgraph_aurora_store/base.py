@@ -15,6 +15,7 @@ from langgraph_aurora_store.config import connect_defaults
 from langgraph_aurora_store.connect.connector import make_connector
 from langgraph_aurora_store.connect.settings import PoolSettings, Profile
 from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.lifetime import AsyncOwnPool, OwnPool
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class BaseAuroraStore:
 
     _engine: Engine
     _own_pool: ClassVar[type[OwnPool | AsyncOwnPool]]
+    _takes: ClassVar[tuple[type, ...]]
 
     @classmethod
     def from_cluster(
@@ -104,6 +106,17 @@ class BaseAuroraStore:
             cls._own_pool(connector, settings), engine, deserializer=deserializer
         )
         return store
+
+    def _check(self, *, conn: object, deserializer: object) -> None:
+        """What a constructor was given besides what it hands to the engine."""
+        if not isinstance(conn, self._takes):
+            kinds = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in self._takes)
+            raise ConfigurationError(
+                f"conn= of type {type(conn).__name__} is wrong: pass a {' or a '.join(kinds)}; from"
+                " a connection string, from_conn_string makes a store, and from_cluster from a"
+                " cluster's name"
+            )
+        check(deserializer=deserializer)
 
     def _begin(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Self
 from langgraph.store.base import Op, Result, TTLConfig
 from langgraph.store.postgres import PostgresStore
 from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
-from psycopg import Pipeline
+from psycopg import Connection, Pipeline
 from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
@@ -34,6 +34,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
     """
 
     _own_pool = OwnPool
+    _takes = (Connection, ConnectionPool)
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         ttl: TTLConfig | None = None,
         schema: str | None = None,
     ) -> None:
+        self._check(conn=conn, deserializer=deserializer)
         engine = Engine(index=index, ttl=ttl, schema=schema)
         self._begin(conn, engine, pipe=pipe, deserializer=deserializer)
 

@@ -4,6 +4,7 @@ import string
 from typing import Any
 
 import pytest
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.credentials import (
@@ -16,6 +17,10 @@ from langgraph_aurora_store.local.openai import embed
 
 HOST = "m.cluster-c0ffee.us-east-1.rds.amazonaws.com"
 LONG = "a" * 64
+POOLS: dict[Any, Any] = {
+    AuroraStore: ConnectionPool(open=False),
+    AsyncAuroraStore: AsyncConnectionPool(open=False),
+}
 
 
 def embedder(texts: list[str]) -> list[list[float]]:
@@ -137,11 +142,22 @@ def test_what_leads_to_no_secret_is_refused(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", [AuroraStore, AsyncAuroraStore])
-@pytest.mark.parametrize("name", ["index", "ttl", "schema"])
+@pytest.mark.parametrize("name", ["index", "ttl", "schema", "deserializer"])
 def test_constructors_refuse_the_same(cls: type[AuroraStore | AsyncAuroraStore], name: str) -> None:
     """What both take they check alike."""
     with pytest.raises(ConfigurationError, match=name):
-        cls(None, **{name: 5})  # type: ignore[arg-type]  # the point
+        cls(POOLS[cls], **{name: 5})
+
+
+@pytest.mark.parametrize("cls", [AuroraStore, AsyncAuroraStore])
+def test_what_is_no_connection_is_refused(cls: type[AuroraStore | AsyncAuroraStore]) -> None:
+    """A connection string, which may hold a password, nothing, and the other store's pool."""
+    other = next(pool for of, pool in POOLS.items() if of is not cls)
+    for conn in ("postgresql://u:a-secret@h/d", None, other):
+        with pytest.raises(ConfigurationError, match="conn= of type") as caught:
+            cls(conn)  # type: ignore[arg-type]  # the point
+        assert type(POOLS[cls]).__name__ in str(caught.value)
+        assert "a-secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
