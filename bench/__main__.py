@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
+import psycopg
+
 from bench.table import Row, as_markdown
 from langgraph_aurora_store.local import LocalAurora
 
@@ -31,7 +33,7 @@ def main() -> None:
     parts = arguments.parse_args().parts or PARTS
     found: list[Row] = []
     with LocalAurora(export=False) as cluster:
-        server = f"PostgreSQL {cluster.version}"
+        server = f"PostgreSQL {cluster.version} with pgvector {pgvector(cluster)}"
         for part in parts:
             begun = perf_counter()
             found += import_module(f"bench.{part}").rows(cluster)
@@ -73,10 +75,18 @@ NOTES = """
 """
 
 
+def pgvector(cluster: LocalAurora) -> str:
+    """The extension's version; the Python package of the same name has one of its own."""
+    with psycopg.connect(cluster.admin_dsn) as conn:
+        row = conn.execute(
+            "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+        ).fetchone()
+    return str(row[0]) if row else "none"
+
+
 def where(server: str) -> str:
     packages = ", ".join(
-        f"{name} {version(name)}"
-        for name in ("langgraph-checkpoint-postgres", "psycopg", "pgvector")
+        f"{name} {version(name)}" for name in ("langgraph-checkpoint-postgres", "psycopg")
     )
     return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {server}, {packages}."
 
