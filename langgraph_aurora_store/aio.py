@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
 from langgraph_aurora_store.connect.cancellable import held
+from langgraph_aurora_store.connect.half import Half
 from langgraph_aurora_store.drivers import AsyncConn, AsyncDriver
 from langgraph_aurora_store.engine import Engine
 from langgraph_aurora_store.lifetime import AsyncOwnPool
@@ -81,13 +82,14 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self._engine = engine
         self.embeddings, self.index_config = engine.embeddings, engine.index_config
         self.ttl_config = engine.ttl_config
-        # Of both, a loop touches its own entry only, and in single steps: threads need no lock.
+        # Of each, a loop touches its own entry only, and in single steps: threads need no lock.
         self._sweepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
             weakref.WeakKeyDictionary()
         )
         self._ticks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Tick] = (
             weakref.WeakKeyDictionary()
         )
+        self._halves: dict[asyncio.AbstractEventLoop, Half] = {}
         self._driver = AsyncDriver(engine)
 
     @override
@@ -130,6 +132,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         """End the running loop's operations, sweeper and pool; a later use opens a new one."""
         if tick := self._ticks.pop(asyncio.get_running_loop(), None):
             await tick.drain()
+        self._halves.pop(asyncio.get_running_loop(), None)
         await self.stop_ttl_sweeper()
         if isinstance(self.conn, AsyncOwnPool):
             await self.conn.close()
@@ -302,15 +305,18 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def _tick(self) -> Tick:
         loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
-            tick = self._ticks[loop] = Tick(
-                self._prepare, self._finish, self._engine.check, writers=self._half_of_pool()
-            )
+            tick = self._ticks[loop] = Tick(self._prepare, self._finish, self._engine.check)
         return tick
 
-    def _half_of_pool(self) -> int:
-        """How many connections may be had at a time by what could do with any number."""
-        pool = self.conn if isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)) else None
-        return max(pool.max_size // 2, 1) if pool else 1
+    def _half(self) -> Half | None:
+        """Half of the pool, if there is one."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._halves and isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)):
+            # What has been waited for holds its loop: no weak reference would end.
+            for ended in [known for known in list(self._halves) if known.is_closed()]:
+                self._halves.pop(ended, None)
+            self._halves[loop] = Half(self.conn, self.connection)
+        return self._halves.get(loop)
 
     async def _submit(self, ops: Sequence[Op]) -> list[Result]:
         if len(ops) == 1:
@@ -321,8 +327,12 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         return await self._driver.drive(self._engine.batch(ops), self.connection)
 
     async def _prepare(self, ops: Sequence[Op]) -> list[Prepared]:
-        flow = self._engine.prepare(ops, at_most=self._half_of_pool())
+        half = self._half()
+        flow = self._engine.prepare(ops, at_most=half.size if half else 1)
         return await self._driver.drive(flow, self.connection)
 
     async def _finish(self, part: Prepared) -> list[Result]:
-        return await self._driver.drive(self._engine.finish(part), self.connection)
+        # Else writes that wait for a row that somebody holds would leave no connection to reads.
+        half = self._half() if part.batch.writes.puts else None
+        flow = self._engine.finish(part)
+        return await self._driver.drive(flow, half.connection if half else self.connection)

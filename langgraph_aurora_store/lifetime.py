@@ -82,7 +82,8 @@ class AsyncOwnPool:
     def __init__(self, connector: Connector, settings: PoolSettings) -> None:
         self._connector = connector
         self._settings = settings
-        self.max_size = settings.max_size
+        self.max_size, self.max_waiting = settings.max_size, settings.max_waiting
+        self.timeout = settings.timeout_s
         self._lock = ForkSafeLock()
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncAuroraPool] = (
             weakref.WeakKeyDictionary()

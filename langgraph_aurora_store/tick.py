@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -42,19 +41,16 @@ class Tick:
 
     Reads, searches by meaning and writes are a group each, so that what needs no embedding never
     waits for what does. A group shares its requests to the embedding model, and is finished in
-    parts side by side; of those that write, ``writers`` at a time, so that neither a burst of
-    writes nor a row that somebody holds takes every connection from readers. When one fails, those
-    of its members that are wrong in themselves fail, and the others begin again; when none is and
-    the reason may lie in one of them, each is run alone, those on one key in their order.
-    Cancelling a caller abandons its result and disturbs nobody; a write that has not begun by then
-    is given up. Bound to the running loop; not thread-safe.
+    parts side by side. When one fails, those of its members that are wrong in themselves fail, and
+    the others begin again; when none is and the reason may lie in one of them, each is run alone,
+    those on one key in their order. Cancelling a caller abandons its result and disturbs nobody; a
+    write that has not begun by then is given up. Bound to the running loop; not thread-safe.
     """
 
-    def __init__(self, prepare: Prepare, finish: Finish, check: Check, *, writers: int) -> None:
+    def __init__(self, prepare: Prepare, finish: Finish, check: Check) -> None:
         self._prepare = prepare
         self._finish = finish
         self._check = check
-        self._writing = asyncio.Semaphore(writers)
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Future[None]] = set()
@@ -126,11 +122,7 @@ class Tick:
         except Exception as exc:
             self._failed(group, exc)
         else:
-            await asyncio.gather(*(self._settle_in_time(part, group) for part in parts))
-
-    async def _settle_in_time(self, part: Prepared, group: Sequence[_Waiting]) -> None:
-        async with self._writing if part.batch.writes.puts else nullcontext():
-            await self._settle_part(part, group)
+            await asyncio.gather(*(self._settle_part(part, group) for part in parts))
 
     async def _settle_part(self, part: Prepared, group: Sequence[_Waiting]) -> None:
         # Else a write whose caller has left could overwrite one that came after it.

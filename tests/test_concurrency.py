@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,8 +18,8 @@ from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from psycopg_pool import AsyncConnectionPool
 from stores import DIMS, KINDS, PIPELINE_KINDS, Letters, Twin, opened, owner_dsn, pool_of, set_up
 
-from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
-from langgraph_aurora_store.errors import InvalidItemError
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
+from langgraph_aurora_store.errors import InvalidItemError, PoolFullError, PoolTimeoutError
 from langgraph_aurora_store.local import LocalAurora
 
 DATABASE = "concurrency"
@@ -453,6 +455,62 @@ async def test_writers_that_wait_for_a_row_leave_connections_to_readers(
         assert [item.value for item in found] == [{"text": "before"}]
         assert not any(call.done() for call in calls)
     await asyncio.wait_for(asyncio.gather(*calls), LONG_S)
+
+
+async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
+    aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """Then an error says so; as many as it lets wait, and reads go on."""
+    pool = PoolSettings(max_size=2, timeout_s=0.5, max_waiting=1)
+    async with opened("asyncio-cluster", aurora, DATABASE, pool=pool) as store:
+        await store.put(("a",), "taken", {"v": 1})
+        with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
+            other.execute("SELECT FROM store WHERE key = 'taken' FOR UPDATE")
+            first = asyncio.create_task(store.put(("a",), "taken", {"v": 2}))
+            await asyncio.to_thread(until, lambda: waiting_for_locks(sql) == 1)
+            second = asyncio.create_task(store.put(("a",), "second", {"v": 2}))
+            await asyncio.sleep(0.05)
+            with pytest.raises(PoolFullError, match="1 callers wait already to write"):
+                await store.put(("a",), "third", {"v": 2})
+            with pytest.raises(PoolTimeoutError, match=r"held 1 of the pool's 2"):
+                await asyncio.wait_for(second, LONG_S)
+            assert (await store.get(("a",), "taken")).value == {"v": 1}
+            leaver = asyncio.create_task(store.put(("a",), "left", {"v": 2}))
+            await asyncio.sleep(0.05)
+            leaver.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaver
+        await asyncio.wait_for(first, LONG_S)
+        await asyncio.wait_for(store.put(("a",), "second", {"v": 3}), LONG_S)
+        assert keys_stored(sql) == ["second", "taken"]
+
+
+def test_a_loop_that_has_ended_is_forgotten(aurora: LocalAurora, sql: psycopg.Connection) -> None:
+    """Though its writers have waited for each other, and nobody has closed the store."""
+    store = AsyncAuroraStore.from_cluster(
+        aurora.identifier,
+        user=aurora.user,
+        database=DATABASE,
+        session=aurora.session,
+        sslrootcert=aurora.sslrootcert,
+        pool=PoolSettings(max_size=2),
+    )
+
+    async def use() -> None:
+        await asyncio.gather(*(later(i) for i in range(8)))
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+
+    async def later(ticks: int) -> None:
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await store.aput(("a",), str(ticks), {})
+
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    for _ in range(3):
+        asyncio.run(use())
+    gc.collect()
+    assert [loop() is None for loop in loops] == [True, True, False]
+    asyncio.run(store.close())
 
 
 @on(*ASYNCIO)

@@ -35,7 +35,8 @@ class PoolSettings:
     """Sizes and waits of a pool; every ``_s`` is in seconds. The defaults suit a service.
 
     - ``min_size`` connections are kept open; the pool grows to ``max_size``. An open connection
-      keeps a Serverless v2 cluster from pausing: set ``min_size=0`` to let it.
+      keeps a Serverless v2 cluster from pausing: set ``min_size=0`` to let it. An asyncio store
+      leaves half of ``max_size`` to reads when many write.
     - ``timeout_s``: how long a caller waits for a connection in all, trouble included. Refusals
       that waiting does not mend are reported at once. A failover typically ends within 30 s.
       A cluster that resumes from a pause takes 15 s and more, which is waited for.
