@@ -286,7 +286,13 @@ REFUSED = [
         "JSON",
         id="Base64 of no text",
     ),
-    pytest.param({"user_id": "ada"}, 400, "invalid_event", "Function URL", id="direct invocation"),
+    pytest.param(
+        {**url_event("é"), "isBase64Encoded": True}, 400, "invalid_request", "Base64", id="no ASCII"
+    ),
+    *(
+        pytest.param(event, 400, "invalid_event", "Function URL", id=f"invoked with {event}")
+        for event in ({"user_id": "ada"}, [1], "hi", {"requestContext": {"http": None}})
+    ),
     pytest.param(url_event(body_of(user_id="zoe")), 404, "unknown_user", "'zoe'", id="unknown"),
     pytest.param(url_event(None, method="GET"), 405, "method_not_allowed", "POST", id="GET"),
     pytest.param(
@@ -440,18 +446,36 @@ class TestSandbox:
         assert "likes cloud services" in answer["answer"]
         assert answer["remembered"]
 
-    def test_the_session_of_a_frozen_sandbox_ends(self, function: Sandbox, prepared: World) -> None:
+    @pytest.mark.parametrize(
+        ("user_id", "status", "model"),
+        [
+            pytest.param("ada", 200, script, id="answered"),
+            pytest.param("zoe", 404, script, id="unknown user"),
+            pytest.param("ada", 502, raise_an_error, id="no answer"),
+            pytest.param("ada", 200, "hanging", id="memory model hangs"),
+        ],
+    )
+    def test_the_session_of_a_frozen_sandbox_ends(
+        self, function: Sandbox, prepared: World, user_id: str, status: int, model: Any
+    ) -> None:
         """The server ends it by the role's idle_session_timeout, so that the cluster can pause."""
+        released = threading.Event()
+        if model == "hanging":
+            model = only_answering(lambda _request: released.wait(30))
+        prepared.models.script = model
         prepared.cluster.cut_connections()
         stay_frozen()
         with prepared.admin as conn:
             conn.execute(f"ALTER ROLE {ROLE} SET idle_session_timeout = '1s'")
         try:
-            say(function, "What about the cloud?")
+            event = url_event(body_of(user_id=user_id, prompt="What about the cloud?"))
+            assert function.invoke(event, timeout_s=3)["statusCode"] == status
         finally:
             with prepared.admin as conn:
                 conn.execute(f"ALTER ROLE {ROLE} SET idle_session_timeout = '60s'")
         wait_until(lambda: prepared.sessions() == 0)
+        released.set()
+        prepared.models.script = script
         say(function, "What about the cloud?")
 
     def test_the_first_connection_is_made_during_init(self, prepared: World) -> None:
@@ -575,6 +599,20 @@ class TestBootstrap:
         assert "likes cloud services" in say(function, "What about the cloud?")["answer"]
         assert say(function, "Hello", "linus")["remembered"]
 
+    @pytest.mark.parametrize(
+        "order", [{"users": "ada"}, {"users": ["a.b"]}, {"user": ["ada"]}, {"users": None}]
+    )
+    def test_users_that_could_not_ask_are_not_made(
+        self, prepared: World, order: dict[str, Any]
+    ) -> None:
+        """Nor is a misspelt order taken for one of nobody."""
+        bootstrap = sandbox_of(prepared, "prepare_database.handler")
+        with bootstrap, pytest.raises(FunctionError, match="user"):
+            bootstrap.invoke(order)
+        with prepared.admin as conn:
+            query = "SELECT count(*) FROM store WHERE prefix = 'users' AND length(key) = 1"
+            assert conn.execute(query).fetchall() == [(0,)]
+
 
 class Template(yaml.SafeLoader):
     """CloudFormation's YAML, its functions as one-key mappings."""
@@ -665,6 +703,10 @@ class TestTemplate:
         url = resource(template, "Function")["FunctionUrlConfig"]
         assert url["AuthType"] == {"Ref": "FunctionUrlAuthType"}
         assert template["Parameters"]["FunctionUrlAuthType"]["Default"] == "AWS_IAM"
+        public = [template["Resources"][name] for name in ("PublicUrl", "PublicInvocation")]
+        assert [permission["Condition"] for permission in public] == ["IsPublic"] * 2
+        actions = {permission["Properties"]["Action"] for permission in public}
+        assert actions == {"lambda:InvokeFunctionUrl", "lambda:InvokeFunction"}
 
     def test_the_runtime_is_the_build_s(self, template: dict[str, Any]) -> None:
         """Python and processor of template and build are the same."""

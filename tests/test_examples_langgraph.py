@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from langgraph.config import get_config, get_store
 from langgraph.func import entrypoint
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+from langgraph_aurora_store.errors import CredentialsError
 from langgraph_aurora_store.local.openai import LocalOpenAI
 from langgraph_aurora_store.local.stand_ins import stand_ins
 
@@ -93,6 +95,26 @@ def test_services_that_nothing_names_are_started_here() -> None:
             text=True,
         )
         assert done.stdout == "k\n", done.stderr
+
+
+def test_aws_credentials_that_cannot_be_had_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A profile that nobody wrote, or nobody logged in to; with the way to go without."""
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile x]\nsso_session = s\nsso_account_id = 111122223333\nsso_role_name = r\n"
+        "[sso-session s]\nsso_start_url = https://example.com/start\nsso_region = us-east-1\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for profile in ("x", "nobody"):
+        monkeypatch.setenv("AWS_PROFILE", profile)
+        started = stand_ins({"AWS_PROFILE": profile})
+        with pytest.raises(CredentialsError, match="AWS_PROFILE") as caught, started:
+            pass
+        assert profile in str(caught.value)
+        assert "env -u AWS_PROFILE" in str(caught.value)
 
 
 def test_services_that_are_named_are_left_alone() -> None:

@@ -26,11 +26,13 @@ def main() -> None:
         print(f"Models: {services.models}")
         for program, title in PROGRAMS.items():
             print(f"\n{title}", flush=True)
-            subprocess.run(  # noqa: S603 - our own files
+            done = subprocess.run(  # noqa: S603 - our own files
                 [sys.executable, HERE / program],
                 env=os.environ | services.environment,
-                check=True,
+                check=False,
             )
+            if done.returncode:  # it has said why
+                sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

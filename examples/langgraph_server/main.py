@@ -69,7 +69,8 @@ def main() -> None:
         print(f"Models: {services.models}", flush=True)
         environment = os.environ | services.environment
         with serving(environment | {"LOG_LEVEL": "WARNING"}) as url:
-            subprocess.run([sys.executable, HERE / "client.py", url], check=True)  # noqa: S603
+            client = [sys.executable, HERE / "client.py", url]
+            sys.exit(subprocess.run(client, check=False).returncode)  # noqa: S603
 
 
 if __name__ == "__main__":

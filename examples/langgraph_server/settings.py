@@ -1,6 +1,5 @@
-"""Which models the example uses; any that langchain's init_chat_model and the store know."""
+"""Which model embeds; any that the store knows."""
 
 import os
 
-CHAT_MODEL = os.environ.get("EXAMPLE_CHAT_MODEL", "openai:gpt-4.1-mini")
 EMBEDDING_MODEL = os.environ.get("EXAMPLE_EMBEDDING_MODEL", "openai:text-embedding-3-small")

@@ -29,11 +29,13 @@ def main() -> None:
         say("Models:   ", services.models)
         for program, title in PROGRAMS.items():
             print(f"\n=== {title}\n", flush=True)
-            subprocess.run(  # noqa: S603 - our own files
+            done = subprocess.run(  # noqa: S603 - our own files
                 [sys.executable, HERE / program],
                 env=os.environ | services.environment,
-                check=True,
+                check=False,
             )
+            if done.returncode:  # it has said why
+                sys.exit(done.returncode)
     print(f"\nDone in {time.monotonic() - started:.1f} s.")
 
 

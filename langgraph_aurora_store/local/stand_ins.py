@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from langgraph_aurora_store.errors import CredentialsError
 from langgraph_aurora_store.local.openai import LocalOpenAI, Script, echo
+
+if TYPE_CHECKING:
+    import boto3
 
 _BEDROCK_MODEL = "bedrock:amazon.titan-embed-text-v2:0"
 _AWS_CREDENTIALS = (
@@ -36,10 +41,11 @@ def stand_ins(environ: Mapping[str, str], script: Script = echo) -> Iterator[Sta
     """Start what ``environ`` leaves open, for as long as the block lasts.
 
     Without ``AURORA_CLUSTER`` that is a `LocalAurora`, without ``OPENAI_API_KEY`` a `LocalOpenAI`
-    whose chat model follows ``script``. With AWS credentials and without ``OPENAI_API_KEY``,
+    whose chat model follows ``script``. Where it names AWS credentials and no ``OPENAI_API_KEY``,
     ``EXAMPLE_EMBEDDING_MODEL`` is a model of Bedrock's, unless it is set.
 
     Raises:
+        CredentialsError: the AWS credentials that it names cannot be had.
         MissingExtraError: ``pip install 'langgraph-aurora-store[local]'`` has not been run.
     """
     with ExitStack() as stack:
@@ -53,11 +59,7 @@ def _database(environ: Mapping[str, str], stack: ExitStack) -> tuple[str, dict[s
         return f"the Aurora cluster {cluster!r} that AURORA_CLUSTER names", {}
     from langgraph_aurora_store.local.aurora import LocalAurora
 
-    keys_of = None
-    if _has_aws_credentials(environ):
-        import boto3
-
-        keys_of = boto3.Session()
+    keys_of = _session(environ) if _named_credentials(environ) else None
     region = (keys_of and keys_of.region_name) or "us-east-1"
     local = stack.enter_context(LocalAurora(keys_of=keys_of, region=region, export=False))
     return (
@@ -72,7 +74,7 @@ def _models(
     if environ.get("OPENAI_API_KEY"):
         return "OpenAI's, as OPENAI_API_KEY is set", {}
     to_chat = stack.enter_context(LocalOpenAI(script)).environment
-    if _has_aws_credentials(environ):
+    if _named_credentials(environ):
         model = environ.get("EXAMPLE_EMBEDDING_MODEL", _BEDROCK_MODEL)
         return (
             f"embeddings by {model}, as AWS credentials are set; chat by a script that speaks the"
@@ -84,9 +86,28 @@ def _models(
     ), to_chat
 
 
-def _has_aws_credentials(environ: Mapping[str, str]) -> bool:
-    """Whether the environment says where to get some; the machine's own role is not asked for."""
+def _session(environ: Mapping[str, str]) -> boto3.Session:
+    """A session whose credentials have been seen to be there."""
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        session = boto3.Session()
+        if credentials := session.get_credentials():
+            credentials.get_frozen_credentials()
+    except BotoCoreError as error:
+        names = _named_credentials(environ)
+        unset = " ".join(f"-u {name}" for name in names)
+        raise CredentialsError(
+            f"{' and '.join(names)} name AWS credentials that cannot be had: {error}. Log in, or"
+            f" go without AWS: put 'env {unset}' before the command"
+        ) from None
+    return session
+
+
+def _named_credentials(environ: Mapping[str, str]) -> list[str]:
+    """The variables that say where to get some; the machine's own role is not asked for."""
     # Where RDS is somebody else's, so are the keys: those of a local Aurora open nothing on AWS.
     if environ.get("AWS_ENDPOINT_URL_RDS"):
-        return False
-    return any(environ.get(name) for name in _AWS_CREDENTIALS)
+        return []
+    return [name for name in _AWS_CREDENTIALS if environ.get(name)]

@@ -29,9 +29,9 @@ def finish_within(seconds: float, what: str, action: Callable[[], object]) -> bo
 def let_sleep(store: AuroraStore) -> None:
     """Start the server's clock for this session's idleness, at the cost of one round trip.
 
-    A session that ends with a psycopg pipeline, as a write of the store does, is not counted as
-    idle by PostgreSQL's ``idle_session_timeout``; after a plain statement it is. So the session of
-    a frozen sandbox ends in time, and the cluster can pause.
+    A session that ends with a psycopg pipeline, as a search or a write of the store does, is not
+    counted as idle by PostgreSQL's ``idle_session_timeout``; after a plain statement it is. So the
+    session of a frozen sandbox ends in time, and the cluster can pause.
     """
     with store.connection() as connection:
         connection.execute("", prepare=False)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from langchain_core.runnables import Runnable
 from langgraph.store.base import GetOp, PutOp, SearchItem, SearchOp
 from langmem.knowledge.extraction import ExtractedMemory
+from lifetime import let_sleep
 from pydantic import BaseModel, Field
 from web import HttpError, Request
 
@@ -46,6 +47,7 @@ def recall(store: AuroraStore, request: Request) -> list[SearchItem]:
     user, known = store.batch(
         [GetOp(USERS, request.user_id), SearchOp(namespace, query=request.prompt, limit=LIMIT)]
     )
+    let_sleep(store)  # now: a model that fails or hangs may end the invocation
     if user is None:
         raise HttpError(404, "unknown_user", f"no user {request.user_id!r} is registered")
     return known

@@ -11,6 +11,8 @@ import boto3
 import settings
 from preferences import register
 from psycopg import Connection, sql
+from pydantic import BaseModel, ConfigDict
+from web import UserId
 
 from langgraph_aurora_store import AuroraStore
 from langgraph_aurora_store.connect.credentials import SecretsManagerCredentials
@@ -27,9 +29,17 @@ GRANTS = (
 )
 
 
+class Order(BaseModel):
+    """What the function is called with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    users: list[UserId] = []
+
+
 def handler(event: dict, _context: object) -> dict:
     """Prepare the database; ``{"users": ["ada", "grace"]}`` also registers these users."""
-    users = event.get("users", [])
+    users = Order.model_validate(event).users
     session = boto3.Session()
     credentials = SecretsManagerCredentials(os.environ["MASTER_SECRET_ARN"], session=session)
     index = settings.make_index(session)  # for its dimensions: nothing is embedded here

@@ -4,9 +4,8 @@ Shapes: AWS Lambda developer guide, "Invoking Lambda function URLs".
 """
 
 import base64
-import binascii
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import settings
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -42,13 +41,16 @@ def _storable(text: str) -> str:
     return text
 
 
+# A label of a LangGraph namespace: it may hold no full stop.
+UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
 class Request(BaseModel):
     """One prompt of one user."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    # A label of a LangGraph namespace: it may hold no full stop.
-    user_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    user_id: UserId
     prompt: Annotated[
         str,
         StringConstraints(max_length=settings.MAX_PROMPT_CHARS),
@@ -56,15 +58,17 @@ class Request(BaseModel):
     ]
 
 
-def parse_event(event: dict) -> Request:
+def parse_event(event: Any) -> Request:
     """The request in an event of a Function URL.
 
     Raises:
         HttpError: 400, 405 or 413, saying what is wrong.
     """
-    method = event.get("requestContext", {}).get("http", {}).get("method")
-    if method is None:
-        raise HttpError(400, "invalid_event", "this is no event of a Function URL")
+    try:
+        method = event["requestContext"]["http"]["method"]
+    except (KeyError, TypeError):
+        message = "this is no event of a Function URL"
+        raise HttpError(400, "invalid_event", message) from None
     if method != "POST":
         raise HttpError(405, "method_not_allowed", f"use POST, not {method}", Allow="POST")
     try:
@@ -81,7 +85,7 @@ def _body(event: dict) -> str | bytes:
         return body
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error:
+    except (TypeError, ValueError):
         raise HttpError(400, "invalid_request", "the body is not valid Base64") from None
 
 

@@ -114,17 +114,16 @@ def serve(sandbox: Sandbox, port: int) -> None:
     """Be the Function URL: one request at a time, as one sandbox does."""
 
     class FunctionUrl(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.do_POST()
-
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             response = sandbox.invoke(url_event(body or None, method=self.command))
             self.send_response(response["statusCode"])
             for name, value in response["headers"].items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(response["body"].encode() + b"\n")
+
+        do_GET = do_PUT = do_PATCH = do_DELETE = do_POST  # noqa: N815 - the base class's names
 
     body = json.dumps({"user_id": "ada", "prompt": "I like tea."})
     print(f"\nTry: curl -d '{body}' http://127.0.0.1:{port}/\nCtrl-C ends it.")

@@ -243,10 +243,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the base class writes each request to stderr."""
 
 
-def url_event(body: str | None, *, method: str = "POST", as_base64: bool = False) -> dict:
-    """The event that a Function URL makes of an HTTP request, as far as a handler may look."""
+def url_event(body: str | bytes | None, *, method: str = "POST", as_base64: bool = False) -> dict:
+    """The event that a Function URL makes of an HTTP request, as far as a handler may look.
+
+    What is no text arrives in Base64.
+    """
+    if isinstance(body, bytes):
+        try:
+            body = body.decode()
+        except UnicodeDecodeError:
+            as_base64 = True
     if as_base64 and body is not None:
-        body = base64.b64encode(body.encode()).decode()
+        body = base64.b64encode(body.encode() if isinstance(body, str) else body).decode()
     return {
         "version": "2.0",
         "rawPath": "/",
