@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -26,7 +26,7 @@ from langgraph_aurora_store.loops import call_from_thread, running_loop
 from langgraph_aurora_store.lost_writes import lost_writes_logged
 from langgraph_aurora_store.sql.plan import Prepared
 from langgraph_aurora_store.sweeper import sweep_for_ever
-from langgraph_aurora_store.tick import Tick
+from langgraph_aurora_store.tick import Connect, Tick
 
 
 class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
@@ -305,8 +305,16 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def _tick(self) -> Tick:
         loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
-            tick = self._ticks[loop] = Tick(self._prepare, self._finish, self._engine.check)
+            tick = self._ticks[loop] = Tick(
+                self._prepare, self._finish, self._engine.check, self._turn
+            )
         return tick
+
+    def _turn(self, part: Prepared) -> AbstractAsyncContextManager[Connect]:
+        """When a part is to be finished, and how it connects then."""
+        # Else writes that wait for a row that somebody holds would leave no connection to reads.
+        half = self._half() if part.batch.writes.puts else None
+        return half.turn() if half else nullcontext(self.connection)
 
     def _half(self) -> Half | None:
         """Half of the pool, if there is one."""
@@ -331,8 +339,5 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         flow = self._engine.prepare(ops, at_most=half.size if half else 1)
         return await self._driver.drive(flow, self.connection)
 
-    async def _finish(self, part: Prepared) -> list[Result]:
-        # Else writes that wait for a row that somebody holds would leave no connection to reads.
-        half = self._half() if part.batch.writes.puts else None
-        flow = self._engine.finish(part)
-        return await self._driver.drive(flow, half.connection if half else self.connection)
+    async def _finish(self, part: Prepared, connect: Connect) -> list[Result]:
+        return await self._driver.drive(self._engine.finish(part), connect)

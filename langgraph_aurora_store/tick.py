@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
@@ -21,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 Prepare: TypeAlias = Callable[[Sequence[Op]], Awaitable["Sequence[Prepared]"]]
 Check: TypeAlias = Callable[[Op], None]
-Finish: TypeAlias = Callable[["Prepared"], Awaitable[Sequence[Result]]]
+Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
+Turn: TypeAlias = Callable[["Prepared"], AbstractAsyncContextManager[Connect]]
+Finish: TypeAlias = Callable[["Prepared", Connect], Awaitable[Sequence[Result]]]
 # Errors that psycopg takes for operational and that one operation's rows can bring about.
 _OF_ONE = (
     psycopg.errors.DeadlockDetected,
@@ -44,13 +47,16 @@ class Tick:
     parts side by side. When one fails, those of its members that are wrong in themselves fail, and
     the others begin again; when none is and the reason may lie in one of them, each is run alone,
     those on one key in their order. Cancelling a caller abandons its result and disturbs nobody; a
-    write that has not begun by then is given up. Bound to the running loop; not thread-safe.
+    write that has not begun by then is given up, and one that has, with its neighbours, is over
+    before another of its key begins. Bound to the running loop; not thread-safe.
     """
 
-    def __init__(self, prepare: Prepare, finish: Finish, check: Check) -> None:
+    def __init__(self, prepare: Prepare, finish: Finish, check: Check, turn: Turn) -> None:
         self._prepare = prepare
         self._finish = finish
         self._check = check
+        self._turn = turn
+        self._writing: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Future[None]] = set()
@@ -125,6 +131,30 @@ class Tick:
             await asyncio.gather(*(self._settle_part(part, group) for part in parts))
 
     async def _settle_part(self, part: Prepared, group: Sequence[_Waiting]) -> None:
+        try:
+            async with self._alone_on_keys(part), self._turn(part) as connect:
+                await self._settle_now(part, group, connect)
+        except psycopg.OperationalError as exc:  # no turn came
+            self._failed([group[place] for place in part.places], exc)
+
+    @asynccontextmanager
+    async def _alone_on_keys(self, part: Prepared) -> AsyncIterator[None]:
+        """Whoever waits here writes after those that write the same keys, also abandoned ones."""
+        keys = [(put.prefix, put.key) for put in part.batch.writes.puts]
+        while before := {self._writing[key] for key in keys if key in self._writing}:
+            await asyncio.wait(before)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing.update(dict.fromkeys(keys, ended))
+        try:
+            yield
+        finally:
+            for key in keys:
+                del self._writing[key]
+            ended.set_result(None)
+
+    async def _settle_now(
+        self, part: Prepared, group: Sequence[_Waiting], connect: Connect
+    ) -> None:
         # Else a write whose caller has left could overwrite one that came after it.
         if gone := {place for place in part.places if group[place][1].done()}:
             part, anew = part.without(gone)
@@ -134,7 +164,7 @@ class Tick:
         if not settled:
             return
         try:
-            results = await self._finish(part)
+            results = await self._finish(part, connect)
         except Exception as exc:
             self._failed(settled, exc)
         else:

@@ -442,19 +442,65 @@ async def test_writers_that_wait_for_a_row_leave_connections_to_readers(
     store: Twin, aurora: LocalAurora, sql: psycopg.Connection
 ) -> None:
     """There may be more of them than connections; they take half of the pool."""
-    await store.put(("a",), "taken", {"text": "before"})
     pool = pool_of(store.store)
+    keys = [f"k{i}" for i in range(2 * pool.max_size)]
+    await store.batch([PutOp(("a",), key, {"text": "before"}) for key in keys])
     with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
-        other.execute("SELECT FROM store WHERE key = 'taken' FOR UPDATE")
+        other.execute("SELECT FROM store FOR UPDATE")
         calls = []
-        for i in range(2 * pool.max_size):
-            calls.append(asyncio.create_task(store.put(("a",), "taken", {"text": f"tea {i}"})))
+        for key in keys:
+            calls.append(asyncio.create_task(store.put(("a",), key, {"text": "after"})))
             await asyncio.sleep(0)  # a tick of its own
         await asyncio.to_thread(until, lambda: waiting_for_locks(sql) == pool.max_size // 2)
         found = await asyncio.wait_for(store.search(("a",), query="before"), LONG_S)
-        assert [item.value for item in found] == [{"text": "before"}]
+        assert len(found) == len(keys)
         assert not any(call.done() for call in calls)
     await asyncio.wait_for(asyncio.gather(*calls), LONG_S)
+
+
+@on("asyncio-pool")
+async def test_a_write_that_was_given_up_half_way_overwrites_none_that_came_after(
+    store: Twin, sql: psycopg.Connection, aurora: LocalAurora
+) -> None:
+    """It shares a transaction with a neighbour, who waits for a row that somebody holds."""
+    await store.batch([PutOp(("a",), key, {"v": 1}) for key in ("k", "taken")])
+    with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
+        other.execute("SELECT FROM store WHERE key = 'taken' FOR UPDATE")
+        left = asyncio.create_task(store.put(("a",), "k", {"v": "old"}))
+        stays = asyncio.create_task(store.put(("a",), "taken", {"v": 2}))
+        await asyncio.to_thread(until, lambda: waiting_for_locks(sql) == 1)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        new = asyncio.create_task(store.put(("a",), "k", {"v": "new"}))
+        await asyncio.sleep(0.05)
+    await asyncio.wait_for(asyncio.gather(stays, new), LONG_S)
+    assert (await store.get(("a",), "k")).value == {"v": "new"}
+
+
+@on("asyncio-pool")
+async def test_a_write_given_up_while_it_waits_for_its_turn_is_not_written(
+    store: Twin, sql: psycopg.Connection, aurora: LocalAurora
+) -> None:
+    """Its neighbours are; one that comes after it stays."""
+    keys = ["t0", "t1"]
+    assert len(keys) == pool_of(store.store).max_size // 2
+    await store.batch([PutOp(("a",), key, {"v": 1}) for key in (*keys, "k")])
+    with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
+        other.execute("SELECT FROM store WHERE key LIKE 't%' FOR UPDATE")
+        writers = []
+        for key in keys:
+            writers.append(asyncio.create_task(store.put(("a",), key, {"v": 2})))
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(until, lambda: waiting_for_locks(sql) == len(keys))
+        left = asyncio.create_task(store.put(("a",), "k", {"v": "old"}))
+        neighbour = asyncio.create_task(store.put(("a",), "n", {"v": 2}))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        await asyncio.sleep(0.05)
+    await asyncio.wait_for(asyncio.gather(*writers, neighbour), LONG_S)
+    assert (await store.get(("a",), "k")).value == {"v": 1}
+    assert (await store.get(("a",), "n")).value == {"v": 2}
 
 
 async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
@@ -472,7 +518,7 @@ async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
             await asyncio.sleep(0.05)
             with pytest.raises(PoolFullError, match="1 callers wait already to write"):
                 await store.put(("a",), "third", {"v": 2})
-            with pytest.raises(PoolTimeoutError, match=r"held 1 of the pool's 2"):
+            with pytest.raises(PoolTimeoutError, match=r"held all 1 that may write"):
                 await asyncio.wait_for(second, LONG_S)
             assert (await store.get(("a",), "taken")).value == {"v": 1}
             leaver = asyncio.create_task(store.put(("a",), "left", {"v": 2}))

@@ -104,7 +104,7 @@ def test_the_stores_are_twins() -> None:
     """The same methods in the same order, with the same parameters and defaults."""
     # Blocking calls of an asyncio store, what LangGraph's base class has, and the ticks have none.
     without_twin = {name for name in vars(BaseStore) if not name.startswith("_")}
-    without_twin |= {"_tick", "_half", "_submit", "_batch", "_prepare", "_finish"}
+    without_twin |= {"_tick", "_half", "_turn", "_submit", "_batch", "_prepare", "_finish"}
     asyncio_names = [n for n in methods(AsyncAuroraStore) if n == "abatch" or n not in without_twin]
     names = [n for n in methods(AuroraStore) if n == "batch" or n not in without_twin]
     assert [blocking_name(name) for name in asyncio_names] == names

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import psycopg
 
 from langgraph_aurora_store.errors import PoolFullError, PoolTimeoutError
+
+Connect: TypeAlias = Callable[..., AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
+
+# What a pool without a bound, as psycopg_pool's null pools may be, is taken for.
+_UNBOUNDED = 100
 
 
 class Pool(Protocol):
@@ -20,46 +26,40 @@ class Pool(Protocol):
 
     @property
     def max_size(self) -> int:
-        """How many connections there may be."""
+        """How many connections there may be; 0 for any number."""
 
 
 class Half:
-    """Lends connections of a pool, half of them at a time; for one event loop.
+    """Turns to use a pool's connections, half of them at a time; for one event loop.
 
     What holds connections for long, such as writes that wait for a row which somebody else has
     locked, then leaves some to what does not. A caller waits in all as long as the pool says.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        connection: Callable[..., AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]],
-    ) -> None:
-        self.size = max(pool.max_size // 2, 1)
+    def __init__(self, pool: Pool, connect: Connect) -> None:
+        self.size = max((pool.max_size or _UNBOUNDED) // 2, 1)
         self._pool = pool
-        self._connection = connection
+        self._connect = connect
         self._turns = asyncio.Semaphore(self.size)
         self._waiting = 0
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """One of them, as soon as there is one.
+    async def turn(self) -> AsyncIterator[Connect]:
+        """A turn, as soon as there is one, and how to connect in it, within the time that is left.
 
         Raises:
             PoolTimeoutError: there was none in the pool's ``timeout``.
             PoolFullError: as many callers wait as the pool's ``max_waiting``.
-            ConnectError: the connection was refused.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._pool.timeout
-        await self._turn(deadline)
+        await self._acquire(deadline)
         try:
-            async with self._connection(timeout_s=max(deadline - loop.time(), 0)) as conn:
-                yield conn
+            yield partial(self._connect, timeout_s=max(deadline - loop.time(), 0))
         finally:
             self._turns.release()
 
-    async def _turn(self, deadline: float) -> None:
+    async def _acquire(self, deadline: float) -> None:
         if self._turns.locked() and 0 < self._pool.max_waiting <= self._waiting:
             raise PoolFullError(
                 f"{self._waiting} callers wait already to write; ask again later, or raise"
@@ -71,9 +71,9 @@ class Half:
                 await self._turns.acquire()
         except TimeoutError:
             raise PoolTimeoutError(
-                f"no connection to write within {self._pool.timeout:.2f} s: other writes held"
-                f" {self.size} of the pool's {self._pool.max_size}, the part for writes, all the"
-                " time; see in pg_stat_activity what they wait for, or raise max_size"
+                f"no connection to write within {self._pool.timeout:.2f} s: other writes held all"
+                f" {self.size} that may write at a time, half of the pool; see in pg_stat_activity"
+                " what they wait for, or raise max_size"
             ) from None
         finally:
             self._waiting -= 1

@@ -99,8 +99,8 @@ def _session(environ: Mapping[str, str]) -> boto3.Session:
         names = _named_credentials(environ)
         unset = " ".join(f"-u {name}" for name in names)
         raise CredentialsError(
-            f"{' and '.join(names)} name AWS credentials that cannot be had: {error}. Log in, or"
-            f" go without AWS: put 'env {unset}' before the command"
+            f"the AWS credentials that {' and '.join(names)} stands for cannot be had: {error}. Log"
+            f" in, or go without AWS: put 'env {unset}' before the command"
         ) from None
     return session
 
