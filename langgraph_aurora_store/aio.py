@@ -305,8 +305,13 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     def _tick(self) -> Tick:
         loop = asyncio.get_running_loop()
         if (tick := self._ticks.get(loop)) is None:
+            half = self._half()
             tick = self._ticks[loop] = Tick(
-                self._prepare, self._finish, self._engine.check, self._turn
+                self._prepare,
+                self._finish,
+                self._engine.check,
+                self._turn,
+                patience_s=half.timeout_s if half else None,
             )
         return tick
 

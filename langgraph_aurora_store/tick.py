@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
 
+from langgraph_aurora_store.errors import PoolTimeoutError
 from langgraph_aurora_store.lost_writes import log_lost_writes
 
 if TYPE_CHECKING:
@@ -48,14 +49,24 @@ class Tick:
     the others begin again; when none is and the reason may lie in one of them, each is run alone,
     those on one key in their order. Cancelling a caller abandons its result and disturbs nobody; a
     write that has not begun by then is given up, and one that has, with its neighbours, is over
-    before another of its key begins. Bound to the running loop; not thread-safe.
+    before another of its key begins, which waits for ``patience_s`` seconds at most. Bound to the
+    running loop; not thread-safe.
     """
 
-    def __init__(self, prepare: Prepare, finish: Finish, check: Check, turn: Turn) -> None:
+    def __init__(
+        self,
+        prepare: Prepare,
+        finish: Finish,
+        check: Check,
+        turn: Turn,
+        *,
+        patience_s: float | None,
+    ) -> None:
         self._prepare = prepare
         self._finish = finish
         self._check = check
         self._turn = turn
+        self._patience_s = patience_s
         self._writing: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,15 +145,22 @@ class Tick:
         try:
             async with self._alone_on_keys(part), self._turn(part) as connect:
                 await self._settle_now(part, group, connect)
-        except psycopg.OperationalError as exc:  # no turn came
+        except psycopg.OperationalError as exc:  # its turn did not come
             self._failed([group[place] for place in part.places], exc)
 
     @asynccontextmanager
     async def _alone_on_keys(self, part: Prepared) -> AsyncIterator[None]:
         """Whoever waits here writes after those that write the same keys, also abandoned ones."""
         keys = [(put.prefix, put.key) for put in part.batch.writes.puts]
-        while before := {self._writing[key] for key in keys if key in self._writing}:
-            await asyncio.wait(before)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while before := {self._writing[key] for key in keys if key in self._writing}:
+                    await asyncio.wait(before)
+        except TimeoutError:
+            raise PoolTimeoutError(
+                f"an earlier write of the same key has not ended within {self._patience_s:.2f} s;"
+                " see in pg_stat_activity what it waits for"
+            ) from None
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writing.update(dict.fromkeys(keys, ended))
         try:

@@ -521,6 +521,8 @@ async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
             with pytest.raises(PoolTimeoutError, match=r"held all 1 that may write"):
                 await asyncio.wait_for(second, LONG_S)
             assert (await store.get(("a",), "taken")).value == {"v": 1}
+            with pytest.raises(PoolTimeoutError, match="earlier write of the same key"):
+                await asyncio.wait_for(store.put(("a",), "taken", {"v": 3}), LONG_S)
             leaver = asyncio.create_task(store.put(("a",), "left", {"v": 2}))
             await asyncio.sleep(0.05)
             leaver.cancel()

@@ -38,6 +38,7 @@ class Half:
 
     def __init__(self, pool: Pool, connect: Connect) -> None:
         self.size = max((pool.max_size or _UNBOUNDED) // 2, 1)
+        self.timeout_s = pool.timeout
         self._pool = pool
         self._connect = connect
         self._turns = asyncio.Semaphore(self.size)
@@ -52,7 +53,7 @@ class Half:
             PoolFullError: as many callers wait as the pool's ``max_waiting``.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._pool.timeout
+        deadline = loop.time() + self.timeout_s
         await self._acquire(deadline)
         try:
             yield partial(self._connect, timeout_s=max(deadline - loop.time(), 0))
@@ -71,7 +72,7 @@ class Half:
                 await self._turns.acquire()
         except TimeoutError:
             raise PoolTimeoutError(
-                f"no connection to write within {self._pool.timeout:.2f} s: other writes held all"
+                f"no connection to write within {self.timeout_s:.2f} s: other writes held all"
                 f" {self.size} that may write at a time, half of the pool; see in pg_stat_activity"
                 " what they wait for, or raise max_size"
             ) from None
