@@ -16,11 +16,11 @@ from psycopg import AsyncConnection, AsyncPipeline, Capabilities
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
-from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
+from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.cancellable import held
 from langgraph_aurora_store.connect.half import Half
 from langgraph_aurora_store.drivers import AsyncConn, AsyncDriver
-from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.engine import Deserializer, Engine
 from langgraph_aurora_store.lifetime import AsyncOwnPool
 from langgraph_aurora_store.loops import call_from_thread, running_loop
 from langgraph_aurora_store.lost_writes import lost_writes_logged
@@ -55,11 +55,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         ttl: TTLConfig | None = None,
         schema: str | None = None,
     ) -> None:
-        self._check(conn=conn, deserializer=deserializer)
+        self._check(conn)
         if isinstance(conn, AsyncConnectionPool) and pipe is not None:
             raise ValueError("a pipeline goes with a single AsyncConnection, not with a pool")
-        engine = Engine(index=index, ttl=ttl, schema=schema)
-        self._begin(conn, engine, pipe=pipe, deserializer=deserializer)
+        engine = Engine(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        self._begin(conn, engine, pipe=pipe)
 
     @override
     def _begin(
@@ -68,14 +68,13 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         engine: Engine,
         *,
         pipe: Any = None,
-        deserializer: Deserializer | None = None,
     ) -> None:
         # Not the parent's constructor: it wants a running loop and starts a task on it.
         self.conn = conn
         self.pipe = pipe
         self.lock = asyncio.Lock()
         self.supports_pipeline = Capabilities().has_pipeline()
-        self._deserializer = deserializer
+        self._deserializer = engine.deserializer
         self._task = None
         # The loop that the store was used on last, at first that of its making, if there is one.
         self._loop = cast("asyncio.AbstractEventLoop", running_loop())
@@ -90,7 +89,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             weakref.WeakKeyDictionary()
         )
         self._halves: dict[asyncio.AbstractEventLoop, Half] = {}
-        self._driver = AsyncDriver(engine)
+        is_pool = isinstance(conn, (AsyncOwnPool, AsyncConnectionPool))
+        self._driver = AsyncDriver(engine, keeps_connection=not is_pool)
 
     @override
     @classmethod

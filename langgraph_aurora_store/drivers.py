@@ -24,6 +24,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from langgraph_aurora_store import vectors
+from langgraph_aurora_store.connect.cancellable import kept
 from langgraph_aurora_store.embeddings.labels import text_labels
 from langgraph_aurora_store.embeddings.queries import EmbedsQueries
 from langgraph_aurora_store.engine import Engine, labels_of
@@ -131,10 +132,14 @@ class Driver:
 
 
 class AsyncDriver:
-    """The asyncio twin of `Driver`; any number of tasks at a time, in one event loop or several."""
+    """The asyncio twin of `Driver`; any number of tasks at a time, in one event loop or several.
 
-    def __init__(self, engine: Engine) -> None:
+    ``keeps_connection`` is for a store on one connection: nobody makes it another one.
+    """
+
+    def __init__(self, engine: Engine, *, keeps_connection: bool) -> None:
         self._engine = engine
+        self._keeps_connection = keeps_connection
 
     async def drive(self, flow: Conversation[T], connect: AsyncConnect) -> T:
         """The flow's result; a connection is had for each `Run`, and held for it only."""
@@ -172,15 +177,22 @@ class AsyncDriver:
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return None
+        if self._keeps_connection:
+            return await kept(connect, lambda conn: self._perform_on(conn, step, prepare=prepare))
         async with connect() as conn:
-            await self._register(conn)
-            if isinstance(step, Execute):
-                async with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
-                    cursor = await _asend(conn, step.statement, prepare=prepare)
-                return await _arows(cursor)
-            if len(step.statements) == 1 and _is_plain(conn):
-                return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
-            return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
+            return await self._perform_on(conn, step, prepare=prepare)
+
+    async def _perform_on(
+        self, conn: AsyncConn, step: Run | Execute, *, prepare: bool | None
+    ) -> object:
+        await self._register(conn)
+        if isinstance(step, Execute):
+            async with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
+                cursor = await _asend(conn, step.statement, prepare=prepare)
+            return await _arows(cursor)
+        if len(step.statements) == 1 and _is_plain(conn):
+            return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
+        return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
 
     async def _documents(self, step: Embed) -> list[list[float]]:
         if not step.documents:

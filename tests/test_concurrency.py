@@ -503,6 +503,25 @@ async def test_a_write_given_up_while_it_waits_for_its_turn_is_not_written(
     assert (await store.get(("a",), "n")).value == {"v": 2}
 
 
+@on("asyncio-connection")
+async def test_callers_that_leave_do_not_cost_a_store_its_only_connection(
+    store: Twin, sql: psycopg.Connection
+) -> None:
+    """Whatever the server was about to say: it is asked to stop, and its answer is waited for."""
+    sql.execute(SLOW_ROWS.replace("0.02", "0.002"))
+    generator = random.Random(5)
+    for _ in range(60):
+        ops = [PutOp(("a",), key, {"text": generator.choice("abc")}) for key in "klm"]
+        calls = [asyncio.create_task(store.batch(ops)) for _ in range(4)]
+        await asyncio.sleep(generator.random() * 0.02)
+        left = [call for call in calls if generator.random() < 0.5 and call.cancel()]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        stayed = [out for call, out in zip(calls, outcomes, strict=True) if call not in left]
+        assert stayed == [[None] * 3] * len(stayed)
+    await store.put(("a",), "k", {"text": "at last"})
+    assert (await store.get(("a",), "k")).value == {"text": "at last"}
+
+
 async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
     aurora: LocalAurora, sql: psycopg.Connection
 ) -> None:
