@@ -9,8 +9,13 @@ from typing import Any
 from psycopg import BaseConnection
 from psycopg.types import TypeInfo
 
-# The OIDs of an extension's types differ from database to database.
-TYPES = "SELECT typname::text, oid, typarray FROM pg_type WHERE typname IN ('vector', 'halfvec')"
+# The OIDs of an extension's types differ from database to database, and other types may have their
+# names in other schemas.
+TYPES = """
+SELECT t.typname::text, t.oid, t.typarray
+FROM pg_type AS t JOIN pg_extension AS e ON e.extnamespace = t.typnamespace
+WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec')
+"""
 
 
 class Knowledge:
