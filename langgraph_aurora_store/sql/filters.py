@@ -40,15 +40,15 @@ from langgraph_aurora_store.sql.values import is_storable
 
 _MISSING = "NULL::jsonb"
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-# What float() reads, within the range in which numeric does.
-_NUMBER = r"^\s*[+-]?(\d{1,255}(\.\d{0,255})?|\.\d{1,255})([eE][+-]?\d{1,3})?\s*$"
+# What float() reads, of that what numeric does: its range, and ASCII's digits and spaces.
+_DIGITS = r"[0-9]{1,255}(\.[0-9]{0,255})?|\.[0-9]{1,255}"
+_NUMBER = rf"^[ \t-\r]*[+-]?({_DIGITS})([eE][+-]?[0-9]{{1,3}})?[ \t-\r]*$"
 # An escape of JSON's, and not a backslash that is escaped itself before "u0000".
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 # A dotted key may stand for either of two members; beyond a few, an index helps no more.
 _MOST_TRAILS = 4
 # Characters of SQL for one member: each dotted key doubles them.
 _LONGEST_PLACE = 2_000
-
 # Each is compared with each item: measured, 1,000 take .1 to .6 s for 1,000 items that match none.
 _MOST_PARTS = 1_000
 # Characters. psycopg keeps its own work on statements of up to so many, too.
@@ -227,7 +227,7 @@ class _Compiler:
             as_text = f"CASE WHEN {text} ~ {pattern} THEN {as_number} ELSE false END"
         else:
             raise InvalidFilterError(
-                f"{operator} of {place.name!r} compares with a number or a text, not {operand!r}"
+                f"{operator} of {place.name!r} takes a number or storable text, not {operand!r}"
             )
         return (
             f"CASE jsonb_typeof({place.sql}) WHEN 'number' THEN {as_number}"
