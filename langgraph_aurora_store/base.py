@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import orjson
 from langgraph.store.base import TTLConfig
 from langgraph.store.postgres.base import PostgresIndexConfig
 
-from langgraph_aurora_store.arguments import check
 from langgraph_aurora_store.config import connect_defaults
 from langgraph_aurora_store.connect.connector import make_connector
 from langgraph_aurora_store.connect.settings import PoolSettings, Profile
-from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.engine import Deserializer, Engine
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.lifetime import AsyncOwnPool, OwnPool
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.connect.aws import Session
     from langgraph_aurora_store.connect.credentials import Credentials
-
-Deserializer = Callable[[bytes | orjson.Fragment], dict[str, Any]]
 
 
 class BaseAuroraStore:
@@ -86,7 +81,6 @@ class BaseAuroraStore:
         Raises:
             ConfigurationError: something is missing or wrong, naming parameter and variable.
         """
-        check(deserializer=deserializer)
         connector = make_connector(
             cluster,
             user=user,
@@ -100,15 +94,20 @@ class BaseAuroraStore:
             sslrootcert=sslrootcert,
         )
         settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
-        engine = Engine(index=index, ttl=ttl, schema=schema, session=session, region=region)
-        store = cls.__new__(cls)
-        store._begin(  # noqa: SLF001 - its own
-            cls._own_pool(connector, settings), engine, deserializer=deserializer
+        engine = Engine(
+            index=index,
+            ttl=ttl,
+            schema=schema,
+            deserializer=deserializer,
+            session=session,
+            region=region,
         )
+        store = cls.__new__(cls)
+        store._begin(cls._own_pool(connector, settings), engine)  # noqa: SLF001 - its own
         return store
 
-    def _check(self, *, conn: object, deserializer: object) -> None:
-        """What a constructor was given besides what it hands to the engine."""
+    def _check(self, conn: object) -> None:
+        """Refuse what is no connection of psycopg's, nor a pool of them."""
         if not isinstance(conn, self._takes):
             kinds = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in self._takes)
             raise ConfigurationError(
@@ -116,7 +115,6 @@ class BaseAuroraStore:
                 " a connection string, from_conn_string makes a store, and from_cluster from a"
                 " cluster's name"
             )
-        check(deserializer=deserializer)
 
     def _begin(
         self,
@@ -124,7 +122,6 @@ class BaseAuroraStore:
         engine: Engine,
         *,
         pipe: Any = None,
-        deserializer: Deserializer | None = None,
     ) -> None:
         """What the constructors do, once there is an engine."""
         raise NotImplementedError

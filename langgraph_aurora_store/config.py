@@ -200,12 +200,17 @@ def _fields(fields: object) -> tuple[str, ...]:
     for path in paths:
         if not isinstance(path, str) or not path.strip():
             raise ConfigurationError(f"fields holds a path that is not text: {path!r}")
-        if not all(map(_is_token, tokenize_path(path))):
+        if not is_path(path):
             raise ConfigurationError(
                 f"fields holds a path whose brackets mean nothing: {path!r}; paths are written like"
                 " 'a.b', 'a[0].b', 'a[*].b' and '{a,b}'"
             )
     return tuple(dict.fromkeys(paths))
+
+
+def is_path(path: str) -> bool:
+    """Whether a path to a field is one that can find something."""
+    return bool(path.strip()) and all(map(_is_token, tokenize_path(path)))
 
 
 def _is_token(token: str) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from uuid import uuid4
 
+import orjson
 import psycopg
 from langgraph.store.base import NOT_PROVIDED, GetOp, Op, PutOp, Result, SearchOp, tokenize_path
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from langgraph_aurora_store.sql.catalog import Findings
 
 T = TypeVar("T")
+Deserializer: TypeAlias = Callable[[bytes | orjson.Fragment], dict[str, Any]]
 
 # What speaks of tables is imported where it is used: a process that imports the store, a Lambda
 # function at its cold start for one, need not wait for it.
@@ -70,10 +72,11 @@ class Engine:
         index: PostgresIndexConfig | None,
         ttl: TTLConfig | None,
         schema: str | None,
+        deserializer: Deserializer | None = None,
         session: Any = None,
         region: str | None = None,
     ) -> None:
-        check(index=index, ttl=ttl, schema=schema)
+        check(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
         if index is not None:
             # All of it that a first look can tell, whatever the model has to say of its dimensions.
             IndexSettings.from_config(index, 1 if index.get("dims") is None else None)
@@ -84,6 +87,7 @@ class Engine:
         # A copy: it is completed with what the parent's class derives, for code that reads it.
         self.index_config = None if index is None else index.copy()
         self._schema = schema
+        self.deserializer = deserializer
         self._layout: Layout | None = None
         self._ready: Layout | None = None
         self._place = ""
@@ -243,6 +247,7 @@ class Engine:
             index=settings,
             ttl=self.ttl,
             embedding_id=_embedding_id(self.index_config, self.embeddings),
+            deserializer=self.deserializer or orjson.loads,
         )
 
     def _with_defaults(self, op: Op) -> Op:

@@ -15,9 +15,9 @@ from psycopg import Connection, Pipeline
 from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
-from langgraph_aurora_store.base import BaseAuroraStore, Deserializer
+from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.drivers import Conn, Driver
-from langgraph_aurora_store.engine import Engine
+from langgraph_aurora_store.engine import Deserializer, Engine
 from langgraph_aurora_store.lifetime import OwnPool
 from langgraph_aurora_store.lost_writes import lost_writes_logged
 from langgraph_aurora_store.sweeper import SweeperThread
@@ -46,9 +46,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         ttl: TTLConfig | None = None,
         schema: str | None = None,
     ) -> None:
-        self._check(conn=conn, deserializer=deserializer)
-        engine = Engine(index=index, ttl=ttl, schema=schema)
-        self._begin(conn, engine, pipe=pipe, deserializer=deserializer)
+        self._check(conn)
+        engine = Engine(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        self._begin(conn, engine, pipe=pipe)
 
     @override
     def _begin(
@@ -57,10 +57,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         engine: Engine,
         *,
         pipe: Any = None,
-        deserializer: Deserializer | None = None,
     ) -> None:
         PostgresStore.__init__(
-            self, conn, pipe=pipe, deserializer=deserializer, ttl=engine.ttl_config
+            self, conn, pipe=pipe, deserializer=engine.deserializer, ttl=engine.ttl_config
         )
         self._engine = engine
         self.embeddings, self.index_config = engine.embeddings, engine.index_config

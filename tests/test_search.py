@@ -513,6 +513,12 @@ def test_a_query_without_an_index_says_so(engine: Engine) -> None:
         engine.with_layout(index=None).search("n", query="x")
 
 
+def test_a_query_that_is_no_text_is_refused(engine: Engine) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ConfigurationError, match="query="):
+        engine.search("n", query=5)
+
+
 @pytest.mark.parametrize("page", [{"limit": -1}, {"offset": -1}, {"limit": 1.5}, {"limit": True}])
 def test_a_page_that_no_list_has_is_refused(engine: Engine, page: dict[str, Any]) -> None:
     """Before anything is asked."""

@@ -10,11 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import boto3
+import orjson
 import psycopg
 import pytest
 from conftest import Database
 from langgraph.store.base import GetOp, InvalidNamespaceError
-from stores import arguments, in_process
+from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
+from stores import arguments, in_process, owner_dsn
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.credentials import IamCredentials
@@ -377,3 +380,20 @@ def test_what_is_no_namespace_is_neither_counted_nor_deleted(
             with pytest.raises(InvalidNamespaceError):
                 call(prefix)
         assert store.count(("a",)) == 1
+
+
+@pytest.mark.parametrize("reader", [None, lambda json: {"seen": True, **orjson.loads(json)}])
+def test_a_connection_that_hands_out_json_is_read_by_the_deserializer(
+    database: Database, reader: Any
+) -> None:
+    """As in the parent; without one by orjson."""
+    dsn = owner_dsn(database.cluster, database.name)
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        set_json_loads(lambda json: json, conn)
+        store = AuroraStore(conn, deserializer=reader)
+        store.setup()
+        store.put(("a",), "k", {"v": 1})
+        item = store.get(("a",), "k")
+        assert item is not None
+        assert item.value == store.search(("a",))[0].value
+        assert item.value == {"v": 1} | ({"seen": True} if reader else {})

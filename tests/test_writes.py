@@ -324,7 +324,34 @@ def test_any_number_of_puts_is_one_transaction_with_one_text(engine: Engine) -> 
     assert engine.sql("SELECT count(*) FROM store") == [(20_001,)]
 
 
+@pytest.mark.parametrize("path", ["text[", "l[x]", "{a", "  "])
+def test_a_path_that_can_find_nothing_is_named(engine: Engine, path: str) -> None:
+    """As in the store's configuration; nothing is written."""
+    with pytest.raises(InvalidItemError, match="index= path") as caught:
+        engine.put("k", {"text": "a", "l": ["b"]}, index=[path])
+    assert repr(path) in str(caught.value)
+    assert engine.get("k") is None
+
+
+def test_a_text_is_no_namespace(engine: Engine) -> None:
+    """It would be one of its letters, and nobody would find what is in there."""
+    for op in (PutOp("chat", "k", {}), GetOp("chat", "k"), SearchOp("chat")):  # type: ignore[arg-type]
+        with pytest.raises(InvalidNamespaceError, match="'chat'"):
+            engine.run(op)
+    assert engine.sql("SELECT count(*) FROM store") == [(0,)]
+
+
 # vectors
+
+
+def test_types_of_the_same_name_in_other_schemas_do_no_harm(engine: Engine) -> None:
+    """A table is a type too."""
+    engine.sql("CREATE SCHEMA cad CREATE TABLE vector (x int) CREATE TABLE halfvec (x int)")
+    try:
+        names = [name for name, *_ in engine.sql(vectors.TYPES)]
+        assert sorted(names) == ["halfvec", "vector"]
+    finally:
+        engine.sql("DROP SCHEMA cad CASCADE")
 
 
 @pytest.mark.parametrize(

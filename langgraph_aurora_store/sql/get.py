@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 from langgraph.store.base import GetOp, Item
 
-from langgraph_aurora_store.sql.items import ADDRESSES, ALIVE, DUE, LIFETIME, checked_key, prefix_of
+from langgraph_aurora_store.sql.items import (
+    ADDRESSES,
+    ALIVE,
+    DUE,
+    LIFETIME,
+    checked_key,
+    prefix_of,
+    value_of,
+)
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Rows, Statement
 
@@ -58,14 +66,14 @@ def statement(gets: Sequence[Get], layout: Layout) -> Statement:
     return Statement(_texts(layout).get, addresses)
 
 
-def items(gets: Sequence[Get], rows: Rows) -> tuple[dict[int, Item], list[Address]]:
+def items(gets: Sequence[Get], rows: Rows, layout: Layout) -> tuple[dict[int, Item], list[Address]]:
     """The items found by their place in the batch, and the addresses of those due for renewal."""
     found: dict[int, Item] = {}
     due: list[Address] = []
     for position, value, created_at, updated_at, is_due in rows:
         get = gets[position - 1]
         found[get.place] = Item(
-            value=value,
+            value=value_of(value, layout),
             key=get.key,
             namespace=tuple(get.op.namespace),
             created_at=created_at,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, SearchOp
 
 from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.sql.values import at, is_storable
+
+if TYPE_CHECKING:
+    from langgraph_aurora_store.sql.layout import Layout
 
 Namespace: TypeAlias = tuple[str, ...]
 Paged = TypeVar("Paged", SearchOp, ListNamespacesOp)
@@ -52,14 +55,22 @@ def prefix_of(namespace: Namespace) -> str:
     """The text the tables hold for a namespace: its labels, joined by dots.
 
     Raises:
-        InvalidNamespaceError: for a label that PostgreSQL cannot hold.
+        InvalidNamespaceError: for a label that PostgreSQL cannot hold, or a text in place of a
+            tuple, which would be one of its letters.
     """
+    if isinstance(namespace, str):
+        raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {namespace!r}")
     prefix = ".".join(namespace)
     if not is_storable(prefix):
         raise InvalidNamespaceError(
             f"Namespace labels cannot contain NUL characters or lone surrogates. Got {namespace!r}"
         )
     return prefix
+
+
+def value_of(value: Any, layout: Layout) -> dict[str, Any]:
+    """A value as it came: read already, unless the connection's owner has put off the reading."""
+    return value if isinstance(value, dict) else layout.deserializer(value)
 
 
 def namespace_of(prefix: str) -> Namespace:

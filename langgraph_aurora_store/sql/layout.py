@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from langgraph_aurora_store.config import Distance, IndexSettings, TtlSettings
 from langgraph_aurora_store.errors import ConfigurationError
@@ -41,7 +44,8 @@ class Layout:
     """A store's tables and settings, as the statements need to know them.
 
     ``schema`` is ``None`` for the search path's. ``embedding_id`` names the embedding model, so
-    that a text is embedded again when the model changes. ``ef_construction`` and ``lists`` are
+    that a text is embedded again when the model changes, and ``deserializer`` reads values on a
+    connection that hands out JSON as it is. ``ef_construction`` and ``lists`` are
     those that the index in the database was built with. ``iterative_scan`` tells whether pgvector
     is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path.
     ``has_vectors`` is whether the table of vectors was there at first use, for a role that may
@@ -54,6 +58,9 @@ class Layout:
     ttl: TtlSettings = field(default_factory=TtlSettings)
     # No statement's text depends on it, and settings of any kind are part of it.
     embedding_id: str | None = field(default=None, compare=False, repr=False)
+    deserializer: Callable[[Any], dict[str, Any]] = field(
+        default=orjson.loads, compare=False, repr=False
+    )
     ef_construction: int | None = None
     lists: int | None = None
     iterative_scan: bool = True

@@ -156,10 +156,9 @@ def delete_under(prefix: Namespace, layout: Layout) -> Conversation[int]:
 
 
 def _check(prefix: Namespace) -> None:
-    """Refuse what no namespace is, as other operations do; a text is no tuple of its letters."""
-    if isinstance(prefix, str):
-        raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {prefix!r}")
+    """Refuse what no namespace is, as other operations do."""
     validate_op_namespace(SearchOp(prefix))
+    prefix_of(prefix)
 
 
 def _depth(depth: object) -> int:
@@ -180,6 +179,7 @@ def _pattern(condition: MatchCondition) -> str:
     """A POSIX regular expression on whole labels; ``*`` stands for any one of them."""
     if condition.match_type not in ("prefix", "suffix"):
         raise ConfigurationError(f"unknown match type {condition.match_type!r}")
+    prefix_of(tuple(condition.path))  # which checks the labels
     body = r"\.".join("[^.]+" if label == "*" else re.escape(label) for label in condition.path)
     return rf"^{body}(\.|\Z)" if condition.match_type == "prefix" else rf"(^|\.){body}\Z"
 

@@ -192,7 +192,7 @@ def _read_at_once(
     replies: Iterator[Rows] = iter((yield Run(tuple(statements))))
     due: list[Address] = []
     if batch.gets:
-        found, due = get.items(batch.gets, next(replies))
+        found, due = get.items(batch.gets, next(replies), layout)
         for place, item in found.items():
             results[place] = item
     new = put.missing(texts, next(replies)) if texts else ()

@@ -17,6 +17,7 @@ from langgraph_aurora_store.sql.items import (
     prefix_of,
     span_of,
     under,
+    value_of,
 )
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.nearest import score
@@ -64,9 +65,11 @@ def plan(place: int, op: SearchOp, layout: Layout) -> Search:
     """Check one operation, whose page is one.
 
     Raises:
-        ConfigurationError: for a query in a store without an index.
+        ConfigurationError: for a query in a store without an index, or one that is no text.
         InvalidFilterError: for a filter that means nothing.
     """
+    if not isinstance(op.query, str | None):
+        raise ConfigurationError(f"query= is a text, not one of type {type(op.query).__name__}")
     query = op.query if op.query and not op.query.isspace() and op.limit else None
     if query is not None and layout.index is None:
         raise ConfigurationError(
@@ -97,7 +100,7 @@ def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem],
         SearchItem(
             namespace_of(prefix),
             key,
-            value,
+            value_of(value, layout),
             created_at,
             updated_at,
             None if distance is None else score(distance, layout),
