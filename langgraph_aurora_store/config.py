@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -165,6 +164,8 @@ class TtlSettings:
 def _known_keys(where: str, given: Iterable[object], known: tuple[str, ...]) -> None:
     for key in given:
         if key not in known:
+            import difflib  # which most programs never need
+
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigurationError(

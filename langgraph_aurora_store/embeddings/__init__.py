@@ -10,6 +10,8 @@ from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings
 
 from langgraph_aurora_store.embeddings.labels import text_labels
+from langgraph_aurora_store.embeddings.models import find_model, known_models
+from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
 from langgraph_aurora_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -70,8 +72,6 @@ def resolve(
     """
     if isinstance(embed, str):
         return _named(embed, dims, session, region)
-    from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
-
     embeddings = ensure_embeddings(embed)
     if isinstance(embeddings, ServiceEmbeddings):
         if dims not in (None, embeddings.dimensions):
@@ -97,8 +97,6 @@ def _named(
 
         openai = OpenAIEmbeddings(model, dimensions=dims)
         return Resolved(openai, openai.dimensions)
-    from langgraph_aurora_store.embeddings.models import find_model
-
     if not colon or not model or find_model(name, "bedrock"):
         raise ConfigurationError(_unnamed(name))
     try:
@@ -106,24 +104,19 @@ def _named(
     except (ImportError, ValueError) as error:
         # LangChain's further lines list every provider of its own.
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigurationError(f"embed={name!r}: {reason}. {_known()}") from error
+        raise ConfigurationError(f"embed={name!r}: {reason}. {_KNOWN}") from error
+
+
+_KNOWN = (
+    f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
+    "LangChain's providers need pip install langchain langchain-PROVIDER. "
+    "Any LangChain Embeddings object or function from texts to vectors can be passed instead"
+)
 
 
 def _unnamed(name: str) -> str:
     """The error for a model without its provider."""
-    from langgraph_aurora_store.embeddings.models import find_model
-
     for provider in ("bedrock", "openai"):
         if find_model(name, provider):
             return f"embed={name!r} names no provider; write {provider + ':' + name!r}"
-    return f"embed={name!r} is no 'provider:model'. {_known()}"
-
-
-def _known() -> str:
-    from langgraph_aurora_store.embeddings.models import known_models
-
-    return (
-        f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
-        "LangChain's providers need pip install langchain langchain-PROVIDER. "
-        "Any LangChain Embeddings object or function from texts to vectors can be passed instead"
-    )
+    return f"embed={name!r} is no 'provider:model'. {_KNOWN}"
