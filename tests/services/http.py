@@ -122,10 +122,12 @@ class Service:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        for connection in list(self._connections):
-            connection.abort()
+        # One that was accepted just now is known some turns of the loop later.
+        for _ in range(5):
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)
         await server.wait_closed()
-        await asyncio.sleep(0)
 
     def _handle(self, connection: "_Connection", content: bytes) -> None:
         arrived = self._loop.time()
