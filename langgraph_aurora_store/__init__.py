@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from langgraph_aurora_store.on_demand import on_demand
 from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
@@ -31,19 +31,16 @@ __all__ = [
 ]
 
 # Imported when first asked for: most programs use one of the stores and neither of the rest.
-_ON_DEMAND = {
-    "AsyncAuroraStore": "aio",
-    "AuroraStore": "store",
-    "BedrockEmbeddings": "embeddings",
-    "IamCredentials": "connect.credentials",
-    "OpenAIEmbeddings": "embeddings",
-    "PasswordCredentials": "connect.credentials",
-    "PoolSettings": "connect.settings",
-    "SecretsManagerCredentials": "connect.credentials",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _ON_DEMAND:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)
+__getattr__ = on_demand(
+    __name__,
+    {
+        "AsyncAuroraStore": "aio",
+        "AuroraStore": "store",
+        "BedrockEmbeddings": "embeddings",
+        "IamCredentials": "connect.credentials",
+        "OpenAIEmbeddings": "embeddings",
+        "PasswordCredentials": "connect.credentials",
+        "PoolSettings": "connect.settings",
+        "SecretsManagerCredentials": "connect.credentials",
+    },
+)

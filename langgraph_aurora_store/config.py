@@ -37,6 +37,7 @@ _ANN_KEYS = ("ef_construction", "kind", "lists", "m", "nlist", "vector_type")
 _TTL_KEYS = ("default_ttl", "omit_expired", "refresh_on_read", "sweep_interval_minutes")
 # The parts of a path that are in brackets: an item of a list or all of them, or several fields.
 _BRACKETS = re.compile(r"\[(?:\*|-?\d+)\]|\{[^{}]+\}")
+PATH_RULE = "paths are written like 'a.b', 'a[0].b', 'a[*].b' and '{a,b}'"
 # ttl_minutes is an INT, and threads wait for no longer than some hundred years.
 _LONGEST_MINUTES = {"default_ttl": 2**31 - 1, "sweep_interval_minutes": 525_600}
 
@@ -203,8 +204,7 @@ def _fields(fields: object) -> tuple[str, ...]:
             raise ConfigurationError(f"fields holds a path that is not text: {path!r}")
         if not is_path(path):
             raise ConfigurationError(
-                f"fields holds a path whose brackets mean nothing: {path!r}; paths are written like"
-                " 'a.b', 'a[0].b', 'a[*].b' and '{a,b}'"
+                f"fields holds a path whose brackets mean nothing: {path!r}; {PATH_RULE}"
             )
     return tuple(dict.fromkeys(paths))
 

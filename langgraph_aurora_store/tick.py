@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -142,8 +142,9 @@ class Tick:
             await asyncio.gather(*(self._settle_part(part, group) for part in parts))
 
     async def _settle_part(self, part: Prepared, group: Sequence[_Waiting]) -> None:
+        alone = self._alone_on_keys(part) if part.batch.writes.puts else nullcontext()
         try:
-            async with self._alone_on_keys(part), self._turn(part) as connect:
+            async with alone, self._turn(part) as connect:
                 await self._settle_now(part, group, connect)
         except psycopg.OperationalError as exc:  # its turn did not come
             self._failed([group[place] for place in part.places], exc)

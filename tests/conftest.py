@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psycopg
 import pytest
+from botocore.handlers import BUILTIN_HANDLERS
 
 from langgraph_aurora_store.local import LocalAurora
 
@@ -48,6 +49,13 @@ def _hermetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def sessions_without_moto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once imported, by another test, moto listens to the calls of every session."""
+    own = [spec for spec in BUILTIN_HANDLERS if spec[1].__module__.startswith("botocore.")]
+    monkeypatch.setattr("botocore.handlers.BUILTIN_HANDLERS", own)
 
 
 @pytest.fixture(scope="session")

@@ -126,14 +126,7 @@ async def opened(
     flavour, _, way = kind.partition("-")
     cls: Any = AuroraStore if flavour == "blocking" else AsyncAuroraStore
     if way == "cluster":
-        manager = cls.from_cluster(
-            aurora.identifier,
-            user=aurora.user,
-            database=database,
-            session=aurora.session,
-            sslrootcert=aurora.sslrootcert,
-            **settings,
-        )
+        manager = cls.from_cluster(**arguments(Database(aurora, database), **settings))
     else:
         manager = cls.from_conn_string(
             owner_dsn(aurora, database),

@@ -14,9 +14,21 @@ from typing import Any
 
 import psycopg
 import pytest
+from conftest import Database
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from psycopg_pool import AsyncConnectionPool
-from stores import DIMS, KINDS, PIPELINE_KINDS, Letters, Twin, opened, owner_dsn, pool_of, set_up
+from stores import (
+    DIMS,
+    KINDS,
+    PIPELINE_KINDS,
+    Letters,
+    Twin,
+    arguments,
+    opened,
+    owner_dsn,
+    pool_of,
+    set_up,
+)
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
 from langgraph_aurora_store.errors import InvalidItemError, PoolFullError, PoolTimeoutError
@@ -554,14 +566,8 @@ async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
 
 def test_a_loop_that_has_ended_is_forgotten(aurora: LocalAurora, sql: psycopg.Connection) -> None:
     """Though its writers have waited for each other, and nobody has closed the store."""
-    store = AsyncAuroraStore.from_cluster(
-        aurora.identifier,
-        user=aurora.user,
-        database=DATABASE,
-        session=aurora.session,
-        sslrootcert=aurora.sslrootcert,
-        pool=PoolSettings(max_size=2),
-    )
+    settings = arguments(Database(aurora, DATABASE), pool=PoolSettings(max_size=2))
+    store = AsyncAuroraStore.from_cluster(**settings)
 
     async def use() -> None:
         await asyncio.gather(*(later(i) for i in range(8)))
@@ -910,14 +916,8 @@ def test_two_event_loops_at_a_time_share_a_store(
     aurora: LocalAurora, sql: psycopg.Connection, model: Model
 ) -> None:
     """Each thread's loop has a pool of its own, and both see the same items."""
-    store = AsyncAuroraStore.from_cluster(
-        aurora.identifier,
-        user=aurora.user,
-        database=DATABASE,
-        session=aurora.session,
-        sslrootcert=aurora.sslrootcert,
-        index={"dims": DIMS, "embed": Letters(), "fields": ["text"]},
-    )
+    index = {"dims": DIMS, "embed": Letters(), "fields": ["text"]}
+    store = AsyncAuroraStore.from_cluster(**arguments(Database(aurora, DATABASE), index=index))
     meeting = threading.Barrier(2)
 
     async def work(name: str) -> int:

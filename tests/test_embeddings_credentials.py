@@ -10,7 +10,6 @@ import boto3
 import botocore.session
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
-from botocore.handlers import BUILTIN_HANDLERS
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings
 from langgraph_aurora_store.errors import EmbeddingAccessError, EmbeddingError
@@ -18,14 +17,9 @@ from tests.services.bedrock import Bedrock
 from tests.services.clock import SteppedClock
 from tests.services.http import Reply
 
+pytestmark = pytest.mark.usefixtures("sessions_without_moto")
+
 TITAN = "amazon.titan-embed-text-v2:0"
-
-
-@pytest.fixture(autouse=True)
-def _sessions_without_moto(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once imported, by another test, moto listens to the calls of every session."""
-    own = [spec for spec in BUILTIN_HANDLERS if spec[1].__module__.startswith("botocore.")]
-    monkeypatch.setattr("botocore.handlers.BUILTIN_HANDLERS", own)
 
 
 @pytest.fixture

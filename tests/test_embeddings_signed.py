@@ -23,7 +23,6 @@ import pytest
 from botocore.client import BaseClient, ClientCreator
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
-from botocore.handlers import BUILTIN_HANDLERS
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings
 from langgraph_aurora_store.embeddings.models import MODELS
@@ -31,6 +30,8 @@ from langgraph_aurora_store.errors import EmbeddingError
 from langgraph_aurora_store.local.authority import Authority
 from langgraph_aurora_store.version import __version__
 from tests.services.bedrock import Bedrock
+
+pytestmark = pytest.mark.usefixtures("sessions_without_moto")
 
 TITAN = "amazon.titan-embed-text-v2:0"
 PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/a1b2c3"
@@ -53,13 +54,6 @@ class Listener(Bedrock):
     def admit(self, path: str, headers: Mapping[str, str]) -> None:
         self.paths.append(path)
         super().admit(path, headers)
-
-
-@pytest.fixture(autouse=True)
-def _sessions_without_moto(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once imported, by another test, moto listens to the calls of every session."""
-    own = [spec for spec in BUILTIN_HANDLERS if spec[1].__module__.startswith("botocore.")]
-    monkeypatch.setattr("botocore.handlers.BUILTIN_HANDLERS", own)
 
 
 @pytest.fixture

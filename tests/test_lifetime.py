@@ -173,6 +173,21 @@ async def test_open_waits_as_long_as_it_is_told_in_a_task(database: Database) ->
 # forked
 
 
+IN_A_CHILD = """
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        go_on.set()
+        store.open()
+        store.close()
+        os._exit(0)
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+    store.open()
+    store.close()
+"""
 FORK = """
     import os, signal, threading
     from langgraph_aurora_store import AuroraStore
@@ -188,19 +203,6 @@ FORK = """
 
     store = AuroraStore.from_cluster(session=Slow())
     {hold}
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        go_on.set()
-        store.open()
-        store.close()
-        os._exit(0)
-    go_on.set()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    thread.join()
-    store.open()
-    store.close()
 """
 LOOKED_UP = """thread = threading.Thread(target=store.open, daemon=True); thread.start()"""
 MADE = """
@@ -216,7 +218,7 @@ MADE = """
 @pytest.mark.parametrize("hold", [LOOKED_UP, MADE], ids=["looked up", "made"])
 def test_a_child_forked_while_a_thread_connects_can_connect(database: Database, hold: str) -> None:
     """The locks that the thread held are nobody's in the child."""
-    in_process(database, FORK.format(hold=hold.strip()))
+    in_process(database, FORK.format(hold=hold.strip()) + IN_A_CHILD)
 
 
 REFRESHING = """
@@ -247,18 +249,6 @@ REFRESHING = """
     {session}
     thread = threading.Thread(target=store.open, daemon=True)
     thread.start()
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        go_on.set()
-        store.open()
-        store.close()
-        os._exit(0)
-    go_on.set()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    thread.join()
-    store.close()
 """
 SESSIONS = {
     "given": """
@@ -285,7 +275,7 @@ def test_a_child_forked_while_a_thread_refreshes_credentials_can_connect(
     database: Database, session: str
 ) -> None:
     """The lock of botocore's that the thread held is nobody's in the child."""
-    in_process(database, REFRESHING.format(session=SESSIONS[session].strip()))
+    in_process(database, REFRESHING.format(session=SESSIONS[session].strip()) + IN_A_CHILD)
 
 
 @pytest.mark.parametrize("first", ["close", "open"])

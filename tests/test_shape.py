@@ -29,7 +29,7 @@ MOST_LINES = 355
 # A room may import from the rooms of the lines above its own. A module at the top of the package
 # is a room of its own, as is each of the folders.
 ROOMS = [
-    ["errors", "version"],
+    ["errors", "on_demand", "version"],
     ["arguments"],
     ["config", "forks", "loops", "lost_writes"],
     ["sessions"],

@@ -17,7 +17,7 @@ from conftest import Database
 from langgraph.store.base import GetOp, InvalidNamespaceError
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
-from stores import arguments, in_process, owner_dsn
+from stores import arguments, in_process
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.credentials import IamCredentials
@@ -387,8 +387,7 @@ def test_a_connection_that_hands_out_json_is_read_by_the_deserializer(
     database: Database, reader: Any
 ) -> None:
     """As in the parent; without one by orjson."""
-    dsn = owner_dsn(database.cluster, database.name)
-    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+    with psycopg.connect(database.owner_dsn, autocommit=True, row_factory=dict_row) as conn:
         set_json_loads(lambda json: json, conn)
         store = AuroraStore(conn, deserializer=reader)
         store.setup()

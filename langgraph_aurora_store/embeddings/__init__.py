@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from langchain_core.embeddings import Embeddings
@@ -13,6 +12,7 @@ from langgraph_aurora_store.embeddings.labels import text_labels
 from langgraph_aurora_store.embeddings.models import find_model, known_models
 from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.on_demand import on_demand
 
 if TYPE_CHECKING:
     import boto3
@@ -38,13 +38,7 @@ Embed: TypeAlias = (
 
 
 # Imported when first asked for: a program uses one service at most.
-_ON_DEMAND = {"BedrockEmbeddings": "bedrock", "OpenAIEmbeddings": "openai"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _ON_DEMAND:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)
+__getattr__ = on_demand(__name__, {"BedrockEmbeddings": "bedrock", "OpenAIEmbeddings": "openai"})
 
 
 class Resolved(NamedTuple):

@@ -15,16 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from langgraph_aurora_store.on_demand import on_demand
+
 if TYPE_CHECKING:
     from langgraph_aurora_store.local.aurora import LocalAurora as LocalAurora
 
 __all__ = ["LocalAurora"]
 
 
-def __getattr__(name: str) -> object:
-    # The gate's own process imports its two modules of this package and nothing else.
-    if name == "LocalAurora":
-        from langgraph_aurora_store.local.aurora import LocalAurora
-
-        return LocalAurora
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The gate's own process imports its two modules of this package and nothing else.
+__getattr__ = on_demand(__name__, {"LocalAurora": "aurora"})

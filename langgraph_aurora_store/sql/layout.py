@@ -45,9 +45,9 @@ class Layout:
 
     ``schema`` is ``None`` for the search path's. ``embedding_id`` names the embedding model, so
     that a text is embedded again when the model changes, and ``deserializer`` reads values on a
-    connection that hands out JSON as it is. ``ef_construction`` and ``lists`` are
-    those that the index in the database was built with. ``iterative_scan`` tells whether pgvector
-    is 0.8 or later, and ``pgvector_schema`` where it lives, ``None`` for the search path.
+    connection that hands out JSON as it is. ``ef_construction`` and ``lists`` are those that the
+    index in the database was built with. ``iterative_scan`` tells whether pgvector is 0.8 or later,
+    and ``pgvector_schema`` where it lives, ``None`` for the search path.
     ``has_vectors`` is whether the table of vectors was there at first use, for a role that may
     delete them. What the properties return is quoted and ready to stand in a statement with
     parameters.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from langgraph.store.base import get_text_at_path, tokenize_path
 
-from langgraph_aurora_store.config import IndexSettings, is_path
+from langgraph_aurora_store.config import PATH_RULE, IndexSettings, is_path
 from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemError
 from langgraph_aurora_store.sql.layout import Layout
 from langgraph_aurora_store.sql.steps import Embed, Label, Vectors
@@ -56,7 +56,7 @@ def checked_index(index: object, namespace: tuple[str, ...], key: str) -> None:
         if path and not is_path(path):  # an empty one is the parent's for the whole value
             raise InvalidItemError(
                 f"{at(namespace, key)}: the brackets of index= path {path!r} mean nothing, or it is"
-                " blank; paths are written like 'a.b', 'a[0].b', 'a[*].b' and '{a,b}'"
+                f" blank; {PATH_RULE}"
             )
 
 
