@@ -48,6 +48,12 @@ CLIENT = """if True:
                          dbname=os.environ["AURORA_DATABASE"], sslmode="verify-full") as conn:
         print(*conn.execute("SELECT current_user, current_database()").fetchone(), sep="|")
 """
+# With the interrupt as a shell would hand it on, and the arguments that follow.
+STARTED = """if True:
+    import os, signal, sys
+    signal.signal(signal.SIGINT, signal.{interrupt})
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 @contextmanager
@@ -179,9 +185,7 @@ def test_what_the_command_prints_leads_to_it(command, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_script_can_end_what_it_started_in_the_background(command, number):
     """A shell has the commands that it runs with an ampersand ignore the interrupt."""
-    ignoring = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    with running("-c", ignoring, *command) as process:
+    with running("-c", STARTED.format(interrupt="SIG_IGN"), *command) as process:
         read_exports(process)
         process.send_signal(number)
         assert process.wait(10) == 0
@@ -191,7 +195,8 @@ def test_a_script_can_end_what_it_started_in_the_background(command, number):
 @pytest.mark.parametrize("imported", ["psycopg.errors", "langgraph_aurora_store.errors"])
 def test_an_early_interrupt_is_obeyed_without_a_traceback(imported):
     """Also while the command still imports what it needs."""
-    with running("-X", "importtime", *AS_MODULE) as process:
+    minding = STARTED.format(interrupt="SIG_DFL")  # also where the tests run in the background
+    with running("-c", minding, "-X", "importtime", *AS_MODULE) as process:
         for line in process.stderr:
             if line.rpartition("|")[2].strip() == imported:
                 break
