@@ -32,8 +32,9 @@ def shared(aurora: LocalAurora) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(shared: Engine) -> Engine:
-    """An engine on empty tables."""
+    """An engine on empty tables, which knows nothing of them yet."""
     shared.sql("TRUNCATE store, store_vectors")
+    shared.sizes = Sizes()
     return shared
 
 
@@ -176,9 +177,44 @@ def test_only_so_many_namespaces_are_remembered() -> None:
     """They would pile up; those that are forgotten are counted again."""
     sizes = Sizes()
     for number in range(10_001):
-        sizes.saw(f"n{number}", is_large=True)
-    assert not sizes.is_large("n0")
-    assert sizes.is_large("n10000")
+        sizes.saw(f"n{number}", 1.0)
+    assert sizes.each("n0") is None
+    assert sizes.each("n10000") == 1.0
+
+
+def test_what_was_counted_tells_how_far_to_walk(engine: Engine) -> None:
+    """Where items have many vectors each, a search meets enough of them in one go."""
+    generator = np.random.default_rng(8)
+    points = generator.normal(size=(400, 10, DIMS))
+    engine.run(
+        *(
+            PutOp(("n",), f"k{i}", {"all": [as_text(v) for v in chunks]}, index=["all[*]"])
+            for i, chunks in enumerate(points)
+        )
+    )
+    engine.sql("ANALYZE")
+    for _ in range(3):
+        assert len(engine.search("n", query="[1, 0, 0, 0]")) == 10
+        assert len(engine.runs) == 1
+    assert engine.sizes.each("n") == 15
+
+
+def test_a_page_behind_a_filter_follows_the_tables_growth(engine: Engine) -> None:
+    """No item is on two pages, though the first search came while the tables were small."""
+    engine.search("n", query="[1, 0, 0, 0]", filter={"even": True})
+    points = np.random.default_rng(9).normal(size=(6000, DIMS))
+    engine.run(
+        *(
+            PutOp(("n",), f"k{i}", {"text": as_text(v), "even": i % 2 == 0})
+            for i, v in enumerate(points)
+        )
+    )
+    for query in QUERIES:
+        pages = [
+            engine.search("n", query=query, filter={"even": True}, offset=o)
+            for o in range(0, 50, 10)
+        ]
+        assert len({item.key for page in pages for item in page}) == 50
 
 
 def test_a_large_namespace_may_shrink(engine: Engine) -> None:

@@ -27,14 +27,19 @@ _WIDEST = 5_000
 class Attempt(NamedTuple):
     """One try at a search: a walk over at least so many vectors, or a comparison with all.
 
-    ``is_large`` says that the namespace was lately seen to be.
+    ``each`` is how many vectors an item has, of a namespace that was lately seen to be large.
     """
 
     number: int
     search: Search
     breadth: int = 0
     is_exact: bool = False
-    is_large: bool = False
+    each: float | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the namespace is taken for large without a count."""
+        return self.each is not None
 
 
 def nearest(
@@ -67,8 +72,8 @@ def score(distance: float, layout: Layout) -> float:
 
 
 def _first(number: int, search: Search, layout: Layout, sizes: Sizes) -> Attempt:
-    is_large = sizes.is_large(search.prefix)
-    return Attempt(number, search, is_large=is_large, is_exact=is_large and not layout.has_walks)
+    each = sizes.each(search.prefix)
+    return Attempt(number, search, each=each, is_exact=each is not None and not layout.has_walks)
 
 
 def _again(attempt: Attempt, rows: Rows) -> tuple[Attempt, ...]:
@@ -84,10 +89,10 @@ def _again(attempt: Attempt, rows: Rows) -> tuple[Attempt, ...]:
 
 def _note(attempt: Attempt, rows: Rows, sizes: Sizes) -> None:
     if not (attempt.is_exact or attempt.is_large):
-        sizes.saw(attempt.search.prefix, is_large=_walked(rows) is not None)
+        sizes.saw(attempt.search.prefix, None if _walked(rows) is None else _each(rows))
     elif attempt.is_large and _again(attempt, rows):
         # It may have shrunk.
-        sizes.saw(attempt.search.prefix, is_large=False)
+        sizes.saw(attempt.search.prefix, None)
 
 
 def _found(rows: Rows) -> Rows:
@@ -97,8 +102,14 @@ def _found(rows: Rows) -> Rows:
 
 def _walked(rows: Rows) -> int | None:
     """How many vectors a walk met, 0 for all it can reach; ``None`` after a comparison of few."""
-    walked: int | None = rows[0][-1]
+    walked: int | None = rows[0][7]
     return walked
+
+
+def _each(rows: Rows) -> float:
+    """How many vectors an item has, as the server thinks."""
+    each: float = rows[0][8]
+    return each
 
 
 def _sent(
@@ -135,6 +146,7 @@ def _statement(
         "query": vectors[search.query or ""],
         "needed": search.needed,
         "breadth": attempt.breadth,
+        "each": attempt.each,
     }
     condition, is_bounded = search.condition.sql, bool(search.prefix)
     if attempt.is_exact:

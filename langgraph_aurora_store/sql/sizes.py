@@ -16,19 +16,20 @@ class Sizes:
     """
 
     def __init__(self) -> None:
-        self._left: dict[str, int] = {}
+        self._seen: dict[str, tuple[float, int]] = {}
 
-    def is_large(self, prefix: str) -> bool:
-        """Whether a search may take the namespace for large without a count."""
-        left = self._left.get(prefix, 0)
-        if left:
-            self._left[prefix] = left - 1
-        return left > 0
+    def each(self, prefix: str) -> float | None:
+        """How many vectors an item has, if the namespace may be taken for large without a count."""
+        each, left = self._seen.get(prefix, (None, 0))
+        if each is None or not left:
+            return None
+        self._seen[prefix] = (each, left - 1)
+        return each
 
-    def saw(self, prefix: str, *, is_large: bool) -> None:
-        """Note what a count said."""
-        self._left.pop(prefix, None)
-        if is_large:
-            if len(self._left) >= _MOST_NAMESPACES:
-                self._left.clear()
-            self._left[prefix] = _SEARCHES_PER_COUNT
+    def saw(self, prefix: str, each: float | None) -> None:
+        """Note what a count said: how many vectors an item has, ``None`` if there are few."""
+        self._seen.pop(prefix, None)
+        if each is not None:
+            if len(self._seen) >= _MOST_NAMESPACES:
+                self._seen.clear()
+            self._seen[prefix] = (each, _SEARCHES_PER_COUNT)

@@ -38,13 +38,15 @@ _SIZE = """
 CASE WHEN v.reltuples < 0 THEN 20 * (pg_relation_size(v.oid) / 8192) ELSE v.reltuples END
 """
 
-# How many vectors to meet, when items have so many each on average.
+# How many vectors an item has, on average and with some to spare.
+_EACH = """
+CASE WHEN v.reltuples > s.reltuples AND s.reltuples > 0
+     THEN 1.5 * v.reltuples / s.reltuples ELSE 1 END
+"""
+
+# How many vectors to meet.
 _BREADTH = """
-greatest(%(breadth)s::int8, {chunk} * ceil(
-    %(needed)s::int8 / {chunk}.0
-    * CASE WHEN v.reltuples > s.reltuples AND s.reltuples > 0
-      THEN 1.5 * v.reltuples / s.reltuples ELSE 1 END
-)::int8)
+greatest(%(breadth)s::int8, {chunk} * ceil(%(needed)s::int8 / {chunk}.0 * {each})::int8)
 """
 
 # The plan is ours: PostgreSQL cannot know how many vectors a namespace holds, nor what comes of a
@@ -62,15 +64,7 @@ _STEERED = {
 }
 
 _GUIDED = """
-WITH sizes AS MATERIALIZED (
-    SELECT few::int8, {is_large} AS is_large, breadth,
-           (1.5 * breadth * greatest(size / few, 1))::int8 AS reach
-    FROM pg_class AS v CROSS JOIN pg_class AS s
-    CROSS JOIN LATERAL (SELECT {size} AS size) AS estimated
-    CROSS JOIN LATERAL (SELECT {few} AS few, {breadth} AS breadth) AS decided
-    WHERE v.oid = '{vectors_name}'::regclass AND s.oid = '{store_name}'::regclass
-),
-span AS MATERIALIZED (SELECT {is_small} AS is_small, breadth, reach FROM sizes),
+WITH span AS MATERIALIZED ({span}),
 met AS MATERIALIZED ({ways}),
 best AS MATERIALIZED (
     SELECT * FROM (
@@ -81,21 +75,42 @@ best AS MATERIALIZED (
     LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 )
 SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due},
-       CASE WHEN span.is_small THEN b.distance ELSE (
+       CASE WHEN span.is_small THEN b.distance ELSE least(b.distance, (
            SELECT min(v.embedding {operator} %(query)b::{type})
-           FROM {vectors} AS v WHERE v.prefix = b.prefix AND v.key = b.key AND {has_direction}
-       ) END AS nearest,
+           FROM {vectors} AS v
+           WHERE v.prefix = b.prefix AND v.key = b.key AND v.field_name <> b.field_name
+             AND {has_direction}
+       )) END AS nearest,
        CASE WHEN span.is_small THEN NULL
-            WHEN (SELECT count(*) FROM met) < span.breadth THEN 0 ELSE span.breadth END
+            WHEN (SELECT count(*) FROM met) < span.breadth THEN 0 ELSE span.breadth END,
+       span.each
 FROM span LEFT JOIN (best AS b JOIN {store} AS s ON s.prefix = b.prefix AND s.key = b.key) ON true
 ORDER BY nearest, b.prefix COLLATE "C", b.key COLLATE "C"
 """
+
+_SPAN = """
+SELECT {is_small} AS is_small, each, breadth, reach
+FROM (
+    SELECT few::int8, {is_large} AS is_large, each, breadth,
+           least(1.5 * breadth * greatest(size / few, 1), 9e18)::int8 AS reach
+    FROM pg_class AS v CROSS JOIN pg_class AS s
+    CROSS JOIN LATERAL (SELECT {size} AS size) AS estimated
+    CROSS JOIN LATERAL (SELECT {few} AS few, ({each})::float8 AS each) AS decided
+    CROSS JOIN LATERAL (SELECT {breadth} AS breadth) AS needed
+    WHERE v.oid = '{vectors_name}'::regclass AND s.oid = '{store_name}'::regclass
+    OFFSET 0
+) AS sizes
+"""
+
+# The tables' sizes matter to a walk behind a filter; any other needs to know of them no more than
+# what was seen when its namespace was counted.
+_SPAN_SEEN = "SELECT false AS is_small, %(each)s::float8 AS each, {breadth} AS breadth"
 
 _COUNTED = "CASE WHEN is_large THEN false ELSE NOT EXISTS ({probe} OFFSET few LIMIT 1) END"
 
 _FEW_COMPARED = """
 (
-    SELECT n.prefix, n.key, n.distance, 0::int8 AS chunk
+    SELECT n.prefix, n.key, NULL AS field_name, n.distance, 0::int8 AS chunk
     FROM (
         SELECT v.prefix, v.key, min(v.embedding {operator} %(query)b::{type}) AS distance
         FROM {vectors} AS v
@@ -110,11 +125,12 @@ _FEW_COMPARED = """
 
 _WALK = """
 (
-    SELECT w.prefix, w.key, w.distance, (rank() OVER (ORDER BY w.distance) - 1) / {chunk} AS chunk
+    SELECT w.*, (rank() OVER (ORDER BY w.distance) - 1) / {chunk} AS chunk
     FROM (
-        SELECT v.prefix, v.key, v.distance
+        SELECT v.*
         FROM (
-            SELECT v.prefix, v.key, v.embedding {operator} %(query)b::{type} AS distance
+            SELECT v.prefix, v.key, v.field_name,
+                   v.embedding {operator} %(query)b::{type} AS distance
             FROM {vectors} AS v
             WHERE {is_walked} AND {within_walk} AND {has_direction}
             ORDER BY v.embedding {operator} %(query)b::{type}
@@ -186,23 +202,35 @@ def _steering_text(layout: Layout) -> bytes:
 @by_condition
 def guided(layout: Layout, condition: str, *, is_bounded: bool, is_large: bool) -> bytes:
     """Compares few or walks among many; ``is_large`` spares the count."""
-    names = _names(layout, condition, is_bounded=is_bounded)
-    chunk = str(_CHUNK if condition == "true" else _CHUNK_FILTERED)
-    names |= {"few": _FEW, "size": _SIZE, "chunk": chunk}
-    names["breadth"] = _BREADTH.format(chunk=chunk)
-    names["vectors_name"] = layout.vectors.replace("'", "''")
-    names["store_name"] = layout.store.replace("'", "''")
-    # Of the whole table the server knows the size, roughly; of a namespace it does not.
-    names["is_large"] = "false" if is_bounded else "size > few"
     is_filtered = condition != "true"
+    names = _names(layout, condition, is_bounded=is_bounded)
+    names["chunk"] = str(_CHUNK_FILTERED if is_filtered else _CHUNK)
     names["within_walk"] = "true" if is_filtered else names["within"]
     names["within_met"] = names["within"] if is_filtered else "true"
     names["end_of_walk"] = _END_OF_FILTERED_WALK if is_filtered else ""
     names["is_small"] = "false" if is_large else _counted(layout, is_bounded=is_bounded)
+    is_seen = is_large and not is_filtered
+    names["span"] = _span(layout, names, is_bounded=is_bounded, is_seen=is_seen)
     names["is_walked"] = "true" if is_large else "(SELECT NOT is_small FROM span)"
     ways = [*([] if is_large else [_FEW_COMPARED]), *([_WALK] if layout.has_walks else [])]
     names["ways"] = " UNION ALL ".join(way.format(**names) for way in ways)
     return _GUIDED.format(**names).encode()
+
+
+def _span(layout: Layout, names: dict[str, str], *, is_bounded: bool, is_seen: bool) -> str:
+    if is_seen:
+        return _SPAN_SEEN.format(breadth=_BREADTH.format(each="%(each)s::float8", **names))
+    return _SPAN.format(
+        # Of the whole table the server knows the size, roughly; of a namespace it does not.
+        is_large="false" if is_bounded else "size > few",
+        size=_SIZE,
+        few=_FEW,
+        each=_EACH,
+        breadth=_BREADTH.format(each="each", **names),
+        vectors_name=layout.vectors.replace("'", "''"),
+        store_name=layout.store.replace("'", "''"),
+        **names,
+    )
 
 
 def _counted(layout: Layout, *, is_bounded: bool) -> str:
