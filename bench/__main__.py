@@ -1,6 +1,7 @@
 """Run the benchmark and write its table: ``python -m bench [part ...]``."""
 
 import argparse
+import compileall
 import os
 import platform
 import sys
@@ -11,6 +12,7 @@ from time import perf_counter
 
 import psycopg
 
+import langgraph_aurora_store
 from bench.table import Row, as_markdown
 from langgraph_aurora_store.local import LocalAurora
 
@@ -31,6 +33,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(prog="bench", description=__doc__)
     arguments.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all of them")
     parts = arguments.parse_args().parts or PARTS
+    # As pip leaves it: some machines write no bytecode, and would compile the checkout each time.
+    compileall.compile_dir(Path(langgraph_aurora_store.__file__).parent, quiet=1)
     found: list[Row] = []
     with LocalAurora(export=False) as cluster:
         server = f"PostgreSQL {cluster.version} with pgvector {pgvector(cluster)}"
