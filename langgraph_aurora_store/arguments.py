@@ -12,8 +12,8 @@ from langgraph_aurora_store.errors import ConfigurationError
 _LONGEST_IDENTIFIER = 63
 # RDS API reference, CreateDBCluster.
 IDENTIFIER_RULE = "1 to 63 letters, digits and single hyphens, the first a letter"
-_IDENTIFIER = re.compile(r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*")
-_REGION = re.compile(r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}")
+_IDENTIFIER = r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*"
+_REGION = r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}"
 
 
 class _Wanted(NamedTuple):
@@ -47,7 +47,7 @@ def _is_identifier(value: object) -> bool:
 
 
 def _is_region(value: object) -> bool:
-    return isinstance(value, str) and bool(_REGION.fullmatch(value))
+    return isinstance(value, str) and bool(re.fullmatch(_REGION, value))
 
 
 def _embeds(value: object) -> bool:
@@ -60,7 +60,7 @@ _TEXT = (
 _ARGUMENTS: Mapping[str, _Wanted] = {
     "cluster": _Wanted(_is_text, "the identifier, ARN or endpoint of a cluster, or leave it out"),
     "identifier": _Wanted(
-        lambda value: isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value)),
+        lambda value: isinstance(value, str) and bool(re.fullmatch(_IDENTIFIER, value)),
         IDENTIFIER_RULE,
     ),
     "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),

@@ -93,7 +93,7 @@ def test_proxy_gets_no_prepared_statements_and_nobody_start_up_options() -> None
 
 def test_reader_is_asked_for_by_role(cluster: LocalAurora) -> None:
     """The same connector, for the other endpoint."""
-    reader = replace(connect(cluster), role="reader")
+    reader = connect(cluster)._replace(role="reader")
     assert reader.parameters()["target"].kind == "reader"
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from langgraph_aurora_store.connect.aws import Aws, Session
 from langgraph_aurora_store.connect.names import (
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 5432
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where to connect, and what is known of the place without connecting.
 
     ``hostaddr`` is the address to dial in place of looking ``host`` up: that of an alias.
@@ -112,9 +110,8 @@ class Cluster:
             found = self._describe(self._parsed)
             return self._described(found, found.writer, "writer")
         alias = self._alias if self._alias != self._parsed.host else None
-        return replace(
-            self._named(self._parsed.host, self._parsed.kind),
-            hostaddr=resolve(alias, self._port or DEFAULT_PORT) if alias else None,
+        return self._named(self._parsed.host, self._parsed.kind)._replace(
+            hostaddr=resolve(alias, self._port or DEFAULT_PORT) if alias else None
         )
 
     def reader(self) -> Endpoint:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from langgraph_aurora_store import config
 from langgraph_aurora_store.arguments import check
@@ -32,8 +31,7 @@ from langgraph_aurora_store.errors import (
 APPLICATION_NAME = "langgraph-aurora-store"
 
 
-@dataclass(frozen=True, slots=True)
-class Connector:
+class Connector(NamedTuple):
     """What a pool asks before each connection. Immutable; thread-safe; the repr holds no secret.
 
     What is ``None`` here comes from the secret of `SecretsManagerCredentials`, else from the
@@ -112,8 +110,7 @@ class Connector:
             )
         endpoint = cluster.writer() if self.role == "writer" else cluster.reader()
         secret_port = secret.port if endpoint.host == secret.host else None
-        return replace(
-            endpoint,
+        return endpoint._replace(
             port=self.port or secret_port or endpoint.port,
             database=self.database or secret.dbname or self.default_database or endpoint.database,
         )

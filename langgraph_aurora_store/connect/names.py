@@ -20,20 +20,20 @@ _KINDS: dict[str, Kind] = {
 }
 # Aurora user guide, "Aurora endpoint connections"; China and newer GovCloud names put "rds" before
 # the region: https://docs.amazonaws.cn/en_us/aws/latest/userguide/endpoints-Beijing.html
-_ENDPOINT = re.compile(
+_ENDPOINT = (
     r"(?P<name>[a-z0-9-]+(?:\.endpoint)?)"
     r"\.(?P<kind>cluster-ro-|cluster-custom-|cluster-|proxy-|global-|)(?P<id>[a-z0-9]+)"
     r"\.(?:(?P<region>[a-z0-9-]+)\.rds|rds\.(?P<region_last>[a-z0-9-]+))"
     r"\.(?:amazonaws\.com(?:\.cn)?|c2s\.ic\.gov|sc2s\.sgov\.gov)"
 )
-_ARN = re.compile(
+_ARN = (
     r"arn:(?P<partition>aws[a-z-]*):rds:(?P<region>[a-z0-9-]*):(?P<account>\d*)"
     r":(?P<type>[a-z-]+):(?P<name>[A-Za-z0-9-]+)"
 )
 # RDS API reference, CreateDBCluster: 1 to 63 letters, numbers or hyphens, the first a letter.
-_IDENTIFIER = re.compile(r"[A-Za-z](?:-?[A-Za-z0-9])*")
+_IDENTIFIER = r"[A-Za-z](?:-?[A-Za-z0-9])*"
 _LONGEST_LABEL = 63  # RFC 1035
-_HOST = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_:])?")
+_HOST = r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_:])?"
 
 
 class EndpointName(NamedTuple):
@@ -62,7 +62,7 @@ def parse_name(name: str) -> ClusterName | EndpointName:
         return _parse_arn(name)
     if "." in name or ":" in name:
         return parse_host(name)
-    if not _IDENTIFIER.fullmatch(name) or len(name) > 63:
+    if not re.fullmatch(_IDENTIFIER, name) or len(name) > 63:
         raise ConfigurationError(
             f"{name!r} is not a cluster name; pass a cluster identifier ({IDENTIFIER_RULE}), its"
             " ARN or the host name of an endpoint"
@@ -82,11 +82,11 @@ def parse_host(host: str) -> EndpointName:
             f"{_shown(host)} is not a host name: a part between its dots is longer than"
             f" {_LONGEST_LABEL} characters"
         )
-    if not _HOST.fullmatch(name) or name.count(":") == 1:
+    if not re.fullmatch(_HOST, name) or name.count(":") == 1:
         raise ConfigurationError(
             f"{_shown(host)} is not a host name; pass the bare name, and the port as port="
         )
-    found = _ENDPOINT.fullmatch(name)
+    found = re.fullmatch(_ENDPOINT, name)
     if not found:
         return EndpointName(name, "alias", None)
     region = found["region"] or found["region_last"]
@@ -101,7 +101,7 @@ def reader_host(writer: EndpointName) -> str:
 
 
 def _parse_arn(arn: str) -> ClusterName:
-    found = _ARN.fullmatch(arn)
+    found = re.fullmatch(_ARN, arn)
     if not found:
         raise ConfigurationError(
             f"{arn!r} is not the ARN of a cluster: arn:aws:rds:REGION:ACCOUNT:cluster:NAME"

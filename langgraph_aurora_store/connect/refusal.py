@@ -39,45 +39,41 @@ _PARTITIONS = {
     "": "aws",
 }
 
-# Read in this order: of several addresses of one host, the one that answered says most.
-_CLASSES: tuple[tuple[type[ConnectError], re.Pattern[str]], ...] = (
+# Patterns as text, which nobody waits for whose connections are not refused. Read in this order: of
+# several addresses of one host, the one that answered says most.
+_CLASSES: tuple[tuple[type[ConnectError], str], ...] = (
     (
         AuthenticationError,
-        re.compile(
-            r"(?i:authentication failed)|no pg_hba\.conf entry|pg_hba\.conf rejects"
-            r"|role .* does not exist|is not permitted to log in|no password supplied"
-            r"|permission denied for database"
-            # RDS Proxy, "Common issues when connecting to a proxy" in the Aurora user guide.
-            r"|has no credentials for the role|password that was provided for the role"
-            r"|IAM authentication is allowed only|requires TLS connections"
-        ),
+        r"(?i:authentication failed)|no pg_hba\.conf entry|pg_hba\.conf rejects"
+        r"|role .* does not exist|is not permitted to log in|no password supplied"
+        r"|permission denied for database"
+        # RDS Proxy, "Common issues when connecting to a proxy" in the Aurora user guide.
+        r"|has no credentials for the role|password that was provided for the role"
+        r"|IAM authentication is allowed only|requires TLS connections",
     ),
-    (DatabaseNotFoundError, re.compile(r"database .* does not exist")),
+    (DatabaseNotFoundError, r"database .* does not exist"),
     (
         CertificateError,
-        re.compile(
-            r"certificate verify failed|does not match host name|could not get server's host name"
-            r"|root certificate file|self.signed certificate|certificate has expired"
-        ),
+        r"certificate verify failed|does not match host name|could not get server's host name"
+        r"|root certificate file|self.signed certificate|certificate has expired",
     ),
-    (HostNotFoundError, re.compile(r"failed to resolve host|could not translate host name")),
-    (ConnectTimeoutError, re.compile(r"timeout expired|timed out")),
+    (HostNotFoundError, r"failed to resolve host|could not translate host name"),
+    (ConnectTimeoutError, r"timeout expired|timed out"),
 )
 # What a cluster says or does while it starts, stops, fails over or is full.
-_TRANSIENT = re.compile(
-    r"the database system is|server closed the connection unexpectedly"
+_TRANSIENT = (
+    r"(?i)the database system is|server closed the connection unexpectedly"
     r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
     r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
-    r"|the connection is lost|the port is open|timed.out waiting to acquire database connection",
-    re.IGNORECASE,
+    r"|the connection is lost|the port is open|timed.out waiting to acquire database connection"
 )
 # 08 connection exceptions, 53300 too many connections, 57P01-03 shutdown, crash and starting up:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_TRANSIENT_SQLSTATES = re.compile(r"08\w{3}|53300|57P0[123]")
-_NO_WAY = re.compile(r"unreachable|No route to host")
-_CLOSED = re.compile(r"connection refused", re.IGNORECASE)
+_TRANSIENT_SQLSTATES = r"08\w{3}|53300|57P0[123]"
+_NO_WAY = r"unreachable|No route to host"
+_CLOSED = r"(?i)connection refused"
 _OPEN = "; the port is open, but nothing answered in time"
-_PREFIX = re.compile(r"^(?:connection failed: )?(?:connection to server at .*? failed: )?")
+_PREFIX = r"^(?:connection failed: )?(?:connection to server at .*? failed: )?"
 
 
 class Target(NamedTuple):
@@ -110,7 +106,7 @@ def explain(error: psycopg.Error, target: Target, *, port_is_open: bool = False)
     text = f"{error}{_OPEN}" if port_is_open else str(error)
     found = _classify(text)
     # libpq indents what it guesses in addition.
-    lines = (_PREFIX.sub("", line) for line in text.splitlines() if not line.startswith("\t"))
+    lines = (re.sub(_PREFIX, "", line) for line in text.splitlines() if not line.startswith("\t"))
     said = "; ".join(dict.fromkeys(line.strip() for line in lines))
     refusal = found(f"could not connect as {target}: {said}{_advice(found, target, text)}")
     # A copy: the original holds on to libpq's connection, and with it to the password.
@@ -128,23 +124,23 @@ def is_transient(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, ConnectError) else error
     if not isinstance(cause, psycopg.OperationalError):
         return False
-    if cause.sqlstate and _TRANSIENT_SQLSTATES.fullmatch(cause.sqlstate):
+    if cause.sqlstate and re.fullmatch(_TRANSIENT_SQLSTATES, cause.sqlstate):
         return True
     text = str(cause)
     is_final = issubclass(_classify(text), AuthenticationError | DatabaseNotFoundError)
-    return not is_final and bool(_TRANSIENT.search(text))
+    return not is_final and bool(re.search(_TRANSIENT, text))
 
 
 def is_silence(error: BaseException) -> bool:
     """Whether nothing answered: a wrong name or a closed way in at first, trouble later on."""
     if isinstance(error, HostNotFoundError | ConnectTimeoutError) or is_port_closed(error):
         return True
-    return isinstance(error, ConnectError) and bool(_NO_WAY.search(str(error)))
+    return isinstance(error, ConnectError) and bool(re.search(_NO_WAY, str(error)))
 
 
 def is_port_closed(error: BaseException) -> bool:
     """Whether the host answered that nobody listens at the port."""
-    return type(error) is ConnectError and bool(_CLOSED.search(str(error)))
+    return type(error) is ConnectError and bool(re.search(_CLOSED, str(error)))
 
 
 def again(error: Exception) -> Exception:
@@ -157,7 +153,7 @@ def again(error: Exception) -> Exception:
 
 
 def _classify(text: str) -> type[ConnectError]:
-    found = (kind for kind, pattern in _CLASSES if pattern.search(text))
+    found = (kind for kind, pattern in _CLASSES if re.search(pattern, text))
     return next(found, ConnectError)
 
 
@@ -180,7 +176,7 @@ def _advice(found: type[ConnectError], target: Target, text: str) -> str:
             "; nothing answered: check that a security group admits this machine to the port, and"
             " that there is a route into the VPC"
         )
-    if _CLOSED.search(text) and not _TRANSIENT.search(text):
+    if re.search(_CLOSED, text) and not re.search(_TRANSIENT, text):
         return (
             f"; the host answers and nobody listens at port {target.port}: check port=, that the"
             " cluster is not stopped, and that a tunnel or proxy in between is up (a security group"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from langgraph_aurora_store import config
 from langgraph_aurora_store.errors import ConfigurationError
@@ -33,8 +32,7 @@ class InsecureTlsWarning(UserWarning):
     """A weaker sslmode than ``verify-full`` was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
+class Tls(NamedTuple):
     """A checked sslmode and the trust store it needs; ``None`` where the mode verifies nothing."""
 
     sslmode: SslMode = "verify-full"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from langgraph_aurora_store.embeddings.limits import largest_token_count
 from langgraph_aurora_store.embeddings.models import Model
@@ -23,15 +22,13 @@ MARGIN = 0.97
 SHORTEST_CUT = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send this request; reply with the service's decoded answer or the SDK's exception."""
 
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Let this many seconds pass; the reply is ignored."""
 
     seconds: float
@@ -40,8 +37,7 @@ class Pause:
 Steps: TypeAlias = Generator[Send | Pause, object, Answer]
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """How requests to one service go: what is retried, shortened, checked and given up.
 
     ``explain`` turns an exception of the SDK into what it means. ``warnings`` keeps
@@ -93,7 +89,7 @@ class Exchange:
         length = int(len(text.content) * share)
         if length < SHORTEST_CUT:
             raise fault.error
-        return (yield from self.steps(replace(request, texts=(text.cut_to(length),))))
+        return (yield from self.steps(request._replace(texts=(text.cut_to(length),))))
 
     def _apart(self, request: Request, fault: Fault) -> Steps:
         """The request in parts, each text that may be the long one alone."""
@@ -105,7 +101,7 @@ class Exchange:
         vectors: dict[int, list[float]] = {}
         texts = dict(enumerate(request.texts))
         for part in filter(None, parts):
-            smaller = replace(request, texts=tuple(request.texts[place] for place in part))
+            smaller = request._replace(texts=tuple(request.texts[place] for place in part))
             answer = yield from self.steps(smaller)
             vectors.update(zip(part, answer.vectors, strict=True))
             texts.update(zip(part, answer.texts, strict=True))

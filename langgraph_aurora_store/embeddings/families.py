@@ -7,9 +7,8 @@ at a path. A new format is one `Family` in `FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Provider: TypeAlias = Literal["bedrock", "openai"]
 Purpose: TypeAlias = Literal["document", "query"]
@@ -33,8 +32,7 @@ class Slot(Enum):
     """The service's word for cutting a long text or for refusing it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class Family(NamedTuple):
     """How a group of models is asked and answers, and what one request may hold.
 
     ``max_chars`` counts characters of one text and is exact; ``max_tokens`` counts the service's

@@ -16,22 +16,18 @@ BYTES_PER_TOKEN = 2.0
 # Fewer texts than this are not split for the sake of sending them side by side.
 WORTH_A_REQUEST = 128
 
+# Patterns as text, which nobody waits for who never needs them.
 _MEASURES = (
     # Titan: "Too many input tokens. Max input tokens: 8192, request input token count: 9875"
-    re.compile(
-        r"max input tokens: (?P<limit>\d+), request input token count: (?P<given>\d+)", re.I
-    ),
+    r"(?i)max input tokens: (?P<limit>\d+), request input token count: (?P<given>\d+)",
     # Bedrock's schema: "expected maxLength: 50000, actual: 52611"
-    re.compile(r"expected maxLength: (?P<limit>\d+), actual: (?P<given>\d+)", re.I),
+    r"(?i)expected maxLength: (?P<limit>\d+), actual: (?P<given>\d+)",
     # OpenAI: "maximum context length is 8192 tokens, however you requested 9875 tokens"
-    re.compile(
-        r"maximum context length is (?P<limit>\d+) tokens,? however,? you requested (?P<given>\d+)",
-        re.I,
-    ),
+    r"(?i)maximum context length is (?P<limit>\d+) tokens,? however,? "
+    r"you requested (?P<given>\d+)",
 )
-_TOO_LONG = re.compile(
-    r"too many (input )?tokens|too long|maximum (context|input) length|maxLength|max_tokens_per",
-    re.I,
+_TOO_LONG = (
+    r"(?i)too many (input )?tokens|too long|maximum (context|input) length|maxLength|max_tokens_per"
 )
 
 
@@ -59,13 +55,13 @@ def largest_token_count(text: str, family: Family) -> int:
 
 def says_too_long(message: str) -> bool:
     """Whether a service's refusal is about the length of a text."""
-    return bool(_TOO_LONG.search(message))
+    return bool(re.search(_TOO_LONG, message))
 
 
 def accepted_share(message: str) -> float | None:
     """The share of the text that would have fitted, where the refusal holds the two numbers."""
     for measure in _MEASURES:
-        if (found := measure.search(message)) and int(found["given"]):
+        if (found := re.search(measure, message)) and int(found["given"]):
             return int(found["limit"]) / int(found["given"])
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from langgraph_aurora_store.embeddings.families import Purpose, Truncate
 from langgraph_aurora_store.embeddings.labels import label_of
@@ -34,8 +35,7 @@ class Text:
         return replace(self, content=self.content[:length])
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The texts of one request to the service."""
 
     texts: tuple[Text, ...]
@@ -55,8 +55,7 @@ class Answer:
     texts: tuple[Text, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One call's requests, and the place of each text's vector in their answers."""
 
     requests: tuple[Request, ...]

@@ -8,9 +8,8 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from langgraph_aurora_store.errors import AuroraStoreError
 
@@ -57,8 +56,7 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class Fault(NamedTuple):
     """One failed attempt, explained: the error a user would get, and whether to try again.
 
     ``code`` is the service's short word for it, where it has one. ``remedy`` is what to do when

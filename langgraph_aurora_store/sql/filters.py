@@ -30,7 +30,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from typing import NamedTuple, TypeAlias
 
@@ -100,10 +99,10 @@ class _Place(NamedTuple):
     trails: tuple[Trail, ...]
 
 
-@dataclass
 class _Compiler:
-    params: dict[str, object] = field(default_factory=dict)
-    parts: int = 0
+    def __init__(self) -> None:
+        self.params: dict[str, object] = {}
+        self.parts = 0
 
     def whole(self, filter_: object, name: str = "the filter") -> str:
         """Conditions on whole items."""
