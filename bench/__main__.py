@@ -64,13 +64,15 @@ NOTES = """
 ## How to read it
 
 - **Searches beside psycopg**: the floor is one prepared statement by hand, with iterative scans and
-  pgvector's default `ef_search` of 40, on the same index. Each query is asked of all three in turn,
-  another one first each time. The floor has no limit to fill: where it finds fewer than 10, it stops.
+  pgvector's default `ef_search` of 40, on the same index. Each query is asked of all three, in each
+  order as often: who asks after another finds the way in the processor's caches. The floor has no
+  limit to fill: where it finds fewer than 10, it stops.
 - **Queries unlike anything stored** are vectors of random direction. All items are nearly equally
   far, and any index finds some of them; there is no aim for this.
 - **64 asyncio tasks**: what shares a request to the model comes back at one moment, and its writes
   then queue for the server, which takes most of a millisecond to link each vector into the HNSW
-  index. The floor asks the model once for each call, so that its calls come back one by one.
+  index; and before a write asks the model, it asks the server whether the text is known. The floor
+  does not, and asks the model once for each call, so that its calls come back one by one.
 - **200 texts on Titan**, which takes one a request: 13 rounds of 16 requests at 50 ms. What is more
   than 650 ms is the HTTP client's own work and the server's, on the machine's two cores.
 - **Cold start**: the sum is import, making the store, credentials with signer and token, and what
