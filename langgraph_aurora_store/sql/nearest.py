@@ -54,21 +54,22 @@ def nearest(
     while attempts:
         sent = _sent(attempts, vectors, layout)
         replies = yield Run(tuple(statement for _, statement in sent))
-        tried = [
-            (attempt, rows)
-            for (attempt, _), rows in zip(sent, replies, strict=True)
-            if attempt is not None
-        ]
-        for attempt, rows in tried:
-            found[attempt.number] = _found(rows)
-            _note(attempt, rows, sizes)
-        attempts = [again for attempt, rows in tried for again in _again(attempt, rows)]
+        attempts = []
+        for (attempt, _), rows in zip(sent, replies, strict=True):
+            if attempt is not None:
+                items = found[attempt.number] = _found(rows)
+                again = _again(attempt, rows, len(items))
+                _note(attempt, rows, again, sizes)
+                attempts += again
     return found
 
 
-def score(distance: float, layout: Layout) -> float:
-    """Higher is nearer: cosine similarity, negative Euclidean distance, or inner product."""
-    return 1.0 - distance if layout.indexed.distance == "cosine" else -distance
+def best_score(layout: Layout) -> float:
+    """The score at no distance; less the distance, it is the score.
+
+    That is the cosine similarity, the negative Euclidean distance or the inner product.
+    """
+    return 1.0 if layout.index is not None and layout.index.distance == "cosine" else 0.0
 
 
 def _first(number: int, search: Search, layout: Layout, sizes: Sizes) -> Attempt:
@@ -76,9 +77,9 @@ def _first(number: int, search: Search, layout: Layout, sizes: Sizes) -> Attempt
     return Attempt(number, search, each=each, is_exact=each is not None and not layout.has_walks)
 
 
-def _again(attempt: Attempt, rows: Rows) -> tuple[Attempt, ...]:
+def _again(attempt: Attempt, rows: Rows, items: int) -> tuple[Attempt, ...]:
     """What to try next, if there may be items that these rows lack."""
-    if attempt.is_exact or len(_found(rows)) >= attempt.search.op.limit:
+    if attempt.is_exact or items >= attempt.search.op.limit:
         return ()
     walked = _walked(rows)
     if walked is None:
@@ -87,10 +88,10 @@ def _again(attempt: Attempt, rows: Rows) -> tuple[Attempt, ...]:
     return (attempt._replace(breadth=wider, is_exact=not 0 < wider <= _WIDEST),)
 
 
-def _note(attempt: Attempt, rows: Rows, sizes: Sizes) -> None:
+def _note(attempt: Attempt, rows: Rows, again: tuple[Attempt, ...], sizes: Sizes) -> None:
     if not (attempt.is_exact or attempt.is_large):
         sizes.saw(attempt.search.prefix, None if _walked(rows) is None else _each(rows))
-    elif attempt.is_large and _again(attempt, rows):
+    elif attempt.is_large and again:
         # It may have shrunk.
         sizes.saw(attempt.search.prefix, None)
 

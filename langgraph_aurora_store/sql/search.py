@@ -20,7 +20,7 @@ from langgraph_aurora_store.sql.items import (
     value_of,
 )
 from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.nearest import score
+from langgraph_aurora_store.sql.nearest import best_score
 from langgraph_aurora_store.sql.steps import Rows, Statement
 
 _RECENT = """
@@ -96,6 +96,7 @@ def recent(searches: Sequence[Search], layout: Layout) -> list[Statement]:
 
 def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem], list[Address]]:
     """The items found, and the addresses of those due for renewal."""
+    best = best_score(layout)
     found = [
         SearchItem(
             namespace_of(prefix),
@@ -103,7 +104,7 @@ def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem],
             value_of(value, layout),
             created_at,
             updated_at,
-            None if distance is None else score(distance, layout),
+            None if distance is None else best - distance,
         )
         for prefix, key, value, created_at, updated_at, _, distance, *_ in rows
     ]
