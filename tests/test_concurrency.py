@@ -777,12 +777,12 @@ async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
     """Python 3.11 can lose a cancellation there; the batch must end, and not be written."""
     async with opened(kind, aurora, DATABASE) as store, contextlib.AsyncExitStack() as held:
         await store.get(("a",), "k")
-        for _ in range(connections):
+        for _ in range(connections - 1):
             await held.enter_async_context(store.store.connection())
-        leaves = asyncio.create_task(store.batch([PutOp(("a",), "k", {}), GetOp(("a",), "k")]))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        await held.aclose()
+        async with store.store.connection():
+            leaves = asyncio.create_task(store.batch([PutOp(("a",), "k", {}), GetOp(("a",), "k")]))
+            for _ in range(20):
+                await asyncio.sleep(0)
         for _ in range(ticks):
             await asyncio.sleep(0)
         assert leaves.cancel()
