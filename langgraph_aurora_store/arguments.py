@@ -12,7 +12,7 @@ from langgraph_aurora_store.errors import ConfigurationError
 _LONGEST_IDENTIFIER = 63
 # RDS API reference, CreateDBCluster.
 IDENTIFIER_RULE = "1 to 63 letters, digits and single hyphens, the first a letter"
-_IDENTIFIER = r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*"
+_CLUSTER_IDENTIFIER = r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*"
 _REGION = r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}"
 
 
@@ -46,6 +46,11 @@ def _is_identifier(value: object) -> bool:
     return _is_text(value) and len(str(value).encode(errors="replace")) <= _LONGEST_IDENTIFIER
 
 
+def is_cluster_identifier(value: object) -> bool:
+    """Whether RDS would take a value for the identifier of a cluster: `IDENTIFIER_RULE`."""
+    return isinstance(value, str) and bool(re.fullmatch(_CLUSTER_IDENTIFIER, value))
+
+
 def _is_region(value: object) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(_REGION, value))
 
@@ -59,10 +64,7 @@ _TEXT = (
 )
 _ARGUMENTS: Mapping[str, _Wanted] = {
     "cluster": _Wanted(_is_text, "the identifier, ARN or endpoint of a cluster, or leave it out"),
-    "identifier": _Wanted(
-        lambda value: isinstance(value, str) and bool(re.fullmatch(_IDENTIFIER, value)),
-        IDENTIFIER_RULE,
-    ),
+    "identifier": _Wanted(is_cluster_identifier, IDENTIFIER_RULE),
     "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),
     "user": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_USER"),
     "database": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_DATABASE"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
-from langgraph_aurora_store.arguments import IDENTIFIER_RULE
+from langgraph_aurora_store.arguments import IDENTIFIER_RULE, is_cluster_identifier
 from langgraph_aurora_store.errors import ConfigurationError
 
 Kind: TypeAlias = Literal["writer", "reader", "custom", "instance", "proxy", "global", "alias"]
@@ -30,8 +30,6 @@ _ARN = (
     r"arn:(?P<partition>aws[a-z-]*):rds:(?P<region>[a-z0-9-]*):(?P<account>\d*)"
     r":(?P<type>[a-z-]+):(?P<name>[A-Za-z0-9-]+)"
 )
-# RDS API reference, CreateDBCluster: 1 to 63 letters, numbers or hyphens, the first a letter.
-_IDENTIFIER = r"[A-Za-z](?:-?[A-Za-z0-9])*"
 _LONGEST_LABEL = 63  # RFC 1035
 _HOST = r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_:])?"
 
@@ -62,7 +60,7 @@ def parse_name(name: str) -> ClusterName | EndpointName:
         return _parse_arn(name)
     if "." in name or ":" in name:
         return parse_host(name)
-    if not re.fullmatch(_IDENTIFIER, name) or len(name) > 63:
+    if not is_cluster_identifier(name):
         raise ConfigurationError(
             f"{name!r} is not a cluster name; pass a cluster identifier ({IDENTIFIER_RULE}), its"
             " ARN or the host name of an endpoint"
