@@ -98,6 +98,17 @@ def as_text(vector: Sequence[float]) -> str:
     return json.dumps([float(each) for each in vector])
 
 
+def put_chunks(engine: Engine, items: np.ndarray[Any, Any]) -> None:
+    """An item of as many vectors as ``items`` has in each row, in tables whose size is known."""
+    engine.run(
+        *(
+            PutOp(("n",), f"k{i}", {"all": [as_text(v) for v in chunks]}, index=["all[*]"])
+            for i, chunks in enumerate(items)
+        )
+    )
+    engine.sql("ANALYZE")
+
+
 def keys(items: list[SearchItem]) -> list[str]:
     return [item.key for item in items]
 
@@ -184,15 +195,7 @@ def test_only_so_many_namespaces_are_remembered() -> None:
 
 def test_what_was_counted_tells_how_far_to_walk(engine: Engine) -> None:
     """Where items have many vectors each, a search meets enough of them in one go."""
-    generator = np.random.default_rng(8)
-    points = generator.normal(size=(400, 10, DIMS))
-    engine.run(
-        *(
-            PutOp(("n",), f"k{i}", {"all": [as_text(v) for v in chunks]}, index=["all[*]"])
-            for i, chunks in enumerate(points)
-        )
-    )
-    engine.sql("ANALYZE")
+    put_chunks(engine, np.random.default_rng(8).normal(size=(400, 10, DIMS)))
     for _ in range(3):
         assert len(engine.search("n", query="[1, 0, 0, 0]")) == 10
         assert len(engine.runs) == 1
@@ -400,15 +403,8 @@ def test_a_walk_widens_until_enough_documents_are_met(engine: Engine) -> None:
 
 def test_a_walk_scores_an_item_by_its_best_vector(engine: Engine) -> None:
     """Also when it was met by another one."""
-    generator = np.random.default_rng(4)
-    points = generator.normal(size=(1000, 2, DIMS))
-    engine.run(
-        *(
-            PutOp(("n",), f"k{i}", {"both": [as_text(v) for v in pair]}, index=["both[*]"])
-            for i, pair in enumerate(points)
-        )
-    )
-    engine.sql("ANALYZE")
+    points = np.random.default_rng(4).normal(size=(1000, 2, DIMS))
+    put_chunks(engine, points)
     found = engine.search("n", query="[1, 0, 0, 0]", limit=500)
     best = (points[:, :, 0] / np.linalg.norm(points, axis=2)).max(axis=1)
     for item in found:
