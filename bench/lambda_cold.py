@@ -48,8 +48,8 @@ OURS = """
 step("import of the package", run("from langgraph_aurora_store import AuroraStore"))
 step("making the store", run("store = AuroraStore.from_cluster(index={'embed': EMBED})"))
 step("AWS credentials, signer and a token", run('''
-from langgraph_aurora_store.connect.connector import make_connector
-make_connector(WRITER, user="u", database="d").parameters()
+from langgraph_aurora_store.connect.conninfo import connection_factory
+connection_factory(WRITER, user="u", database="d").parameters()
 '''))
 step("looking up an identifier", run("store.conn._connector.parameters()"))
 step("first connection", run("store.open()"))

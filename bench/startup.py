@@ -14,12 +14,12 @@ OURS = "from langgraph_aurora_store import AuroraStore"
 SIGNING = """
 import time, statistics
 import botocore.session, botocore.signers
-from langgraph_aurora_store.connect.connector import make_connector
+from langgraph_aurora_store.connect.conninfo import connection_factory
 from langgraph_aurora_store import AuroraStore
 begun = time.perf_counter()
 store = AuroraStore.from_cluster(index={"embed": "openai:text-embedding-3-small"})
 made = time.perf_counter() - begun
-connector = make_connector(%r, user="u", database="d")
+connector = connection_factory(%r, user="u", database="d")
 begun = time.perf_counter()
 connector.parameters()
 first = time.perf_counter() - begun

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langgraph_aurora_store.on_demand import on_demand
+from langgraph_aurora_store.lazy_imports import lazy_attributes
 from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         PasswordCredentials,
         SecretsManagerCredentials,
     )
-    from langgraph_aurora_store.connect.settings import PoolSettings
+    from langgraph_aurora_store.connect.pool_settings import PoolSettings
     from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
     from langgraph_aurora_store.store import AuroraStore
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # Imported when first asked for: most programs use one of the stores and neither of the rest.
-__getattr__ = on_demand(
+__getattr__ = lazy_attributes(
     __name__,
     {
         "AsyncAuroraStore": "aio",
@@ -40,7 +40,7 @@ __getattr__ = on_demand(
         "IamCredentials": "connect.credentials",
         "OpenAIEmbeddings": "embeddings",
         "PasswordCredentials": "connect.credentials",
-        "PoolSettings": "connect.settings",
+        "PoolSettings": "connect.pool_settings",
         "SecretsManagerCredentials": "connect.credentials",
     },
 )

@@ -17,16 +17,15 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
-from langgraph_aurora_store.connect.cancellable import held
-from langgraph_aurora_store.connect.half import Half
-from langgraph_aurora_store.drivers import AsyncConn, AsyncDriver
-from langgraph_aurora_store.engine import Deserializer, Engine
-from langgraph_aurora_store.lifetime import AsyncOwnPool
-from langgraph_aurora_store.loops import call_from_thread, running_loop
-from langgraph_aurora_store.lost_writes import lost_writes_logged
-from langgraph_aurora_store.sql.plan import Prepared
-from langgraph_aurora_store.sweeper import sweep_for_ever
-from langgraph_aurora_store.tick import Connect, Tick
+from langgraph_aurora_store.connect.cancellation import borrowed
+from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
+from langgraph_aurora_store.execution.coalescer import Connect, OperationCoalescer, WriteLimiter
+from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
+from langgraph_aurora_store.execution.executor import AsyncConn, AsyncExecutor
+from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.ttl_sweeper import sweep_for_ever
+from langgraph_aurora_store.execution.write_failures import write_failures_logged
+from langgraph_aurora_store.sql.batch import Prepared
 
 
 class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
@@ -34,7 +33,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     Make one with `from_cluster`, in or out of an event loop. Safe for any number of tasks, and for
     one event loop after another: each loop gets a pool of its own. Operations that the tasks of
-    one tick issue share requests to the embedding model and round trips, and each fails or
+    one coalescer issue share requests to the embedding model and round trips, and each fails or
     succeeds alone; batches run concurrently. A connection is held only around statements.
     ``from_conn_string`` and the constructor work as the parent's do; a connection or pool passed in
     stays its owner's to close.
@@ -42,8 +41,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     ``schema`` places the tables in that schema instead of the search path's first.
     """
 
-    _own_pool = AsyncOwnPool
-    _takes = (AsyncConnection, AsyncConnectionPool)
+    _pool_class = AsyncLazyPool
+    _accepted_types = (AsyncConnection, AsyncConnectionPool)
 
     def __init__(
         self,
@@ -58,14 +57,14 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self._check(conn)
         if isinstance(conn, AsyncConnectionPool) and pipe is not None:
             raise ValueError("a pipeline goes with a single AsyncConnection, not with a pool")
-        engine = Engine(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
-        self._begin(conn, engine, pipe=pipe)
+        operations = Operations(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        self._initialize(conn, operations, pipe=pipe)
 
     @override
-    def _begin(
+    def _initialize(
         self,
         conn: Any,
-        engine: Engine,
+        operations: Operations,
         *,
         pipe: Any = None,
     ) -> None:
@@ -74,23 +73,23 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self.pipe = pipe
         self.lock = asyncio.Lock()
         self.supports_pipeline = Capabilities().has_pipeline()
-        self._deserializer = engine.deserializer
+        self._deserializer = operations.deserializer
         self._task = None
         # The loop that the store was used on last, at first that of its making, if there is one.
         self._loop = cast("asyncio.AbstractEventLoop", running_loop())
-        self._engine = engine
-        self.embeddings, self.index_config = engine.embeddings, engine.index_config
-        self.ttl_config = engine.ttl_config
+        self._operations = operations
+        self.embeddings, self.index_config = operations.embeddings, operations.index_config
+        self.ttl_config = operations.ttl_config
         # Of each, a loop touches its own entry only, and in single steps: threads need no lock.
         self._sweepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
             weakref.WeakKeyDictionary()
         )
-        self._ticks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Tick] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._halves: dict[asyncio.AbstractEventLoop, Half] = {}
-        is_pool = isinstance(conn, (AsyncOwnPool, AsyncConnectionPool))
-        self._driver = AsyncDriver(engine, keeps_connection=not is_pool)
+        self._coalescers: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, OperationCoalescer
+        ] = weakref.WeakKeyDictionary()
+        self._write_limiters: dict[asyncio.AbstractEventLoop, WriteLimiter] = {}
+        is_pool = isinstance(conn, (AsyncLazyPool, AsyncConnectionPool))
+        self._executor = AsyncExecutor(operations, keeps_connection=not is_pool)
 
     @override
     @classmethod
@@ -130,17 +129,17 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     async def close(self) -> None:
         """End the running loop's operations, sweeper and pool; a later use opens a new one."""
-        if tick := self._ticks.pop(asyncio.get_running_loop(), None):
-            await tick.drain()
-        self._halves.pop(asyncio.get_running_loop(), None)
+        if coalescer := self._coalescers.pop(asyncio.get_running_loop(), None):
+            await coalescer.drain()
+        self._write_limiters.pop(asyncio.get_running_loop(), None)
         await self.stop_ttl_sweeper()
-        if isinstance(self.conn, AsyncOwnPool):
+        if isinstance(self.conn, AsyncLazyPool):
             await self.conn.close()
-            self._engine.forget()
+            self._operations.forget()
 
     @override
     async def __aenter__(self) -> Self:
-        if isinstance(self.conn, AsyncOwnPool):
+        if isinstance(self.conn, AsyncLazyPool):
             try:
                 await self.open()
             except BaseException:
@@ -164,11 +163,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
         """
         self._loop = asyncio.get_running_loop()  # where `batch` sends what threads ask for
-        if isinstance(self.conn, AsyncOwnPool):
+        if isinstance(self.conn, AsyncLazyPool):
             async with self.conn.connection(timeout_s) as pooled:
                 yield pooled
         elif isinstance(self.conn, AsyncConnectionPool):
-            async with held(self.conn, timeout_s) as pooled:
+            async with borrowed(self.conn, timeout_s) as pooled:
                 yield pooled
         else:
             async with self.lock:
@@ -180,11 +179,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations in order; all of their writes take effect, or none.
 
-        A single operation travels with the others of its tick and shares nothing but the trip.
+        A single operation travels with the others of its coalescer and shares nothing but the trip.
         Writes that fail are also logged at ERROR, with namespace and key.
         """
         known = list(ops)
-        with lost_writes_logged(known):
+        with write_failures_logged(known):
             return await self._submit(known)
 
     @override
@@ -195,7 +194,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             WrongLoopError: called on a thread that runs a loop, or the store's loop is not running.
         """
         known = list(ops)
-        with lost_writes_logged(known):
+        with write_failures_logged(known):
             return call_from_thread(lambda: self._submit(known), self._loop)
 
     # The parent's queue runs one batch at a time; these go through `batch` and `abatch` instead.
@@ -225,8 +224,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Raises:
             InvalidFilterError: the filter means nothing.
         """
-        return await self._driver.drive(
-            self._engine.count(namespace_prefix, filter), self.connection
+        return await self._executor.run(
+            self._operations.count(namespace_prefix, filter), self.connection
         )
 
     async def adelete_namespace(self, namespace_prefix: tuple[str, ...]) -> int:
@@ -237,8 +236,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Raises:
             InvalidNamespaceError: for the empty namespace, which holds everything.
         """
-        return await self._driver.drive(
-            self._engine.delete_namespace(namespace_prefix), self.connection
+        return await self._executor.run(
+            self._operations.delete_namespace(namespace_prefix), self.connection
         )
 
     @override
@@ -250,7 +249,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             SchemaError: a right or the vector extension is missing; `ddl` is for who has it.
         """
         async with self.connection() as conn:
-            await self._driver.drive_on(self._engine.setup(), conn)
+            await self._executor.run_on(self._operations.setup(), conn)
 
     # expiry
 
@@ -261,7 +260,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Returns:
             How many were deleted.
         """
-        return await self._driver.drive(self._engine.sweep(), self.connection)
+        return await self._executor.run(self._operations.sweep(), self.connection)
 
     @override
     async def start_ttl_sweeper(
@@ -272,7 +271,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Returns:
             The sweeper's task, which ends it when cancelled.
         """
-        interval = self._engine.sweep_interval_s(sweep_interval_minutes)
+        interval = self._operations.sweep_interval_s(sweep_interval_minutes)
         if interval is None:
             return asyncio.create_task(asyncio.sleep(0))
         loop = asyncio.get_running_loop()
@@ -302,47 +301,49 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     # how operations travel
 
-    def _tick(self) -> Tick:
+    def _coalescer(self) -> OperationCoalescer:
         loop = asyncio.get_running_loop()
-        if (tick := self._ticks.get(loop)) is None:
-            half = self._half()
-            tick = self._ticks[loop] = Tick(
+        if (coalescer := self._coalescers.get(loop)) is None:
+            limiter = self._write_limiter()
+            coalescer = self._coalescers[loop] = OperationCoalescer(
                 self._prepare,
                 self._finish,
-                self._engine.check,
-                self._turn,
-                patience_s=half.timeout_s if half else None,
+                self._operations.check,
+                self._write_slot,
+                key_timeout_s=limiter.timeout_s if limiter else None,
             )
-        return tick
+        return coalescer
 
-    def _turn(self, part: Prepared) -> AbstractAsyncContextManager[Connect]:
+    def _write_slot(self, part: Prepared) -> AbstractAsyncContextManager[Connect]:
         """When a part is to be finished, and how it connects then."""
         # Else writes that wait for a row that somebody holds would leave no connection to reads.
-        half = self._half() if part.batch.writes.puts else None
-        return half.turn() if half else nullcontext(self.connection)
+        limiter = self._write_limiter() if part.batch.writes.puts else None
+        return limiter.slot() if limiter else nullcontext(self.connection)
 
-    def _half(self) -> Half | None:
-        """Half of the pool, if there is one."""
+    def _write_limiter(self) -> WriteLimiter | None:
+        """WriteLimiter of the pool, if there is one."""
         loop = asyncio.get_running_loop()
-        if loop not in self._halves and isinstance(self.conn, (AsyncOwnPool, AsyncConnectionPool)):
+        if loop not in self._write_limiters and isinstance(
+            self.conn, (AsyncLazyPool, AsyncConnectionPool)
+        ):
             # What has been waited for holds its loop: no weak reference would end.
-            for ended in [known for known in list(self._halves) if known.is_closed()]:
-                self._halves.pop(ended, None)
-            self._halves[loop] = Half(self.conn, self.connection)
-        return self._halves.get(loop)
+            for ended in [known for known in list(self._write_limiters) if known.is_closed()]:
+                self._write_limiters.pop(ended, None)
+            self._write_limiters[loop] = WriteLimiter(self.conn, self.connection)
+        return self._write_limiters.get(loop)
 
     async def _submit(self, ops: Sequence[Op]) -> list[Result]:
         if len(ops) == 1:
-            return [await self._tick().submit(ops[0])]
-        return await self._tick().alongside(self._batch(ops))
+            return [await self._coalescer().submit(ops[0])]
+        return await self._coalescer().track(self._batch(ops))
 
     async def _batch(self, ops: Iterable[Op]) -> list[Result]:
-        return await self._driver.drive(self._engine.batch(ops), self.connection)
+        return await self._executor.run(self._operations.batch(ops), self.connection)
 
     async def _prepare(self, ops: Sequence[Op]) -> list[Prepared]:
-        half = self._half()
-        flow = self._engine.prepare(ops, at_most=half.size if half else 1)
-        return await self._driver.drive(flow, self.connection)
+        limiter = self._write_limiter()
+        flow = self._operations.prepare(ops, at_most=limiter.size if limiter else 1)
+        return await self._executor.run(flow, self.connection)
 
     async def _finish(self, part: Prepared, connect: Connect) -> list[Result]:
-        return await self._driver.drive(self._engine.finish(part), connect)
+        return await self._executor.run(self._operations.finish(part), connect)

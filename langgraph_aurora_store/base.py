@@ -9,23 +9,23 @@ from langgraph.store.base import TTLConfig
 from langgraph.store.postgres.base import PostgresIndexConfig
 
 from langgraph_aurora_store.config import connect_defaults
-from langgraph_aurora_store.connect.connector import make_connector
-from langgraph_aurora_store.connect.settings import PoolSettings, Profile
-from langgraph_aurora_store.engine import Deserializer, Engine
+from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
+from langgraph_aurora_store.connect.pool_settings import PoolSettings, Profile
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.lifetime import AsyncOwnPool, OwnPool
+from langgraph_aurora_store.execution.operations import Deserializer, Operations
 
 if TYPE_CHECKING:
-    from langgraph_aurora_store.connect.aws import Session
+    from langgraph_aurora_store.aws.session import Session
     from langgraph_aurora_store.connect.credentials import Credentials
 
 
 class BaseAuroraStore:
     """Made from a cluster's name; blocking or asyncio is the subclass's to say."""
 
-    _engine: Engine
-    _own_pool: ClassVar[type[OwnPool | AsyncOwnPool]]
-    _takes: ClassVar[tuple[type, ...]]
+    _operations: Operations
+    _pool_class: ClassVar[type[LazyPool | AsyncLazyPool]]
+    _accepted_types: ClassVar[tuple[type, ...]]
 
     @classmethod
     def from_cluster(
@@ -81,7 +81,7 @@ class BaseAuroraStore:
         Raises:
             ConfigurationError: something is missing or wrong, naming parameter and variable.
         """
-        connector = make_connector(
+        factory = connection_factory(
             cluster,
             user=user,
             database=database,
@@ -94,7 +94,7 @@ class BaseAuroraStore:
             sslrootcert=sslrootcert,
         )
         settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
-        engine = Engine(
+        operations = Operations(
             index=index,
             ttl=ttl,
             schema=schema,
@@ -103,27 +103,30 @@ class BaseAuroraStore:
             region=region,
         )
         store = cls.__new__(cls)
-        store._begin(cls._own_pool(connector, settings), engine)  # noqa: SLF001 - its own
+        store._initialize(cls._pool_class(factory, settings), operations)  # noqa: SLF001 - its own
         return store
 
     def _check(self, conn: object) -> None:
         """Refuse what is no connection of psycopg's, nor a pool of them."""
-        if not isinstance(conn, self._takes):
-            kinds = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in self._takes)
+        if not isinstance(conn, self._accepted_types):
+            kinds = (
+                f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+                for kind in self._accepted_types
+            )
             raise ConfigurationError(
                 f"conn= of type {type(conn).__name__} is wrong: pass a {' or a '.join(kinds)}; from"
                 " a connection string, from_conn_string makes a store, and from_cluster from a"
                 " cluster's name"
             )
 
-    def _begin(
+    def _initialize(
         self,
         conn: Any,
-        engine: Engine,
+        operations: Operations,
         *,
         pipe: Any = None,
     ) -> None:
-        """What the constructors do, once there is an engine."""
+        """What the constructors do, once there is an operations."""
         raise NotImplementedError
 
     def ddl(self, *, role: str | None = None, concurrently: bool = True) -> str:
@@ -140,4 +143,4 @@ class BaseAuroraStore:
         Raises:
             ConfigurationError: the vectors' dimensions are unknown; pass ``dims`` in ``index``.
         """
-        return self._engine.ddl(role=role, concurrently=concurrently)
+        return self._operations.ddl(role=role, concurrently=concurrently)

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 from langgraph.store.base import tokenize_path
 
-from langgraph_aurora_store.arguments import check, within
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.validation import check, within
 
 Distance: TypeAlias = Literal["cosine", "l2", "inner_product"]
 VectorType: TypeAlias = Literal["vector", "halfvec"]

@@ -16,11 +16,11 @@ from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
-from langgraph_aurora_store.drivers import Conn, Driver
-from langgraph_aurora_store.engine import Deserializer, Engine
-from langgraph_aurora_store.lifetime import OwnPool
-from langgraph_aurora_store.lost_writes import lost_writes_logged
-from langgraph_aurora_store.sweeper import SweeperThread
+from langgraph_aurora_store.connect.lazy_pool import LazyPool
+from langgraph_aurora_store.execution.executor import Conn, Executor
+from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
+from langgraph_aurora_store.execution.write_failures import write_failures_logged
 
 
 class AuroraStore(BaseAuroraStore, PostgresStore):
@@ -33,8 +33,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
     ``schema`` places the tables in that schema instead of the search path's first.
     """
 
-    _own_pool = OwnPool
-    _takes = (Connection, ConnectionPool)
+    _pool_class = LazyPool
+    _accepted_types = (Connection, ConnectionPool)
 
     def __init__(
         self,
@@ -47,24 +47,24 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         schema: str | None = None,
     ) -> None:
         self._check(conn)
-        engine = Engine(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
-        self._begin(conn, engine, pipe=pipe)
+        operations = Operations(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        self._initialize(conn, operations, pipe=pipe)
 
     @override
-    def _begin(
+    def _initialize(
         self,
         conn: Any,
-        engine: Engine,
+        operations: Operations,
         *,
         pipe: Any = None,
     ) -> None:
         PostgresStore.__init__(
-            self, conn, pipe=pipe, deserializer=engine.deserializer, ttl=engine.ttl_config
+            self, conn, pipe=pipe, deserializer=operations.deserializer, ttl=operations.ttl_config
         )
-        self._engine = engine
-        self.embeddings, self.index_config = engine.embeddings, engine.index_config
+        self._operations = operations
+        self.embeddings, self.index_config = operations.embeddings, operations.index_config
         self._sweeper: SweeperThread | None = None
-        self._driver = Driver(engine)
+        self._executor = Executor(operations)
 
     @override
     @classmethod
@@ -91,10 +91,10 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
     @property
     def conn(self) -> Conn | ConnectionPool[Any]:
         """The connection or pool; of `from_cluster`, its pool, opened on first use."""
-        return self._conn.get() if isinstance(self._conn, OwnPool) else self._conn
+        return self._conn.get() if isinstance(self._conn, LazyPool) else self._conn
 
     @conn.setter
-    def conn(self, conn: Conn | ConnectionPool[Any] | OwnPool) -> None:
+    def conn(self, conn: Conn | ConnectionPool[Any] | LazyPool) -> None:
         self._conn = conn
 
     # life cycle
@@ -114,12 +114,12 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
     def close(self) -> None:
         """End the sweeper and the pool of `from_cluster`; a later use opens a new one."""
         self.stop_ttl_sweeper()
-        if isinstance(self._conn, OwnPool):
+        if isinstance(self._conn, LazyPool):
             self._conn.close()
-            self._engine.forget()
+            self._operations.forget()
 
     def __enter__(self) -> Self:
-        if isinstance(self._conn, OwnPool):
+        if isinstance(self._conn, LazyPool):
             try:
                 self.open()
             except BaseException:
@@ -141,7 +141,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
         One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
         """
-        if isinstance(self._conn, (OwnPool, ConnectionPool)):
+        if isinstance(self._conn, (LazyPool, ConnectionPool)):
             with self._conn.connection(timeout_s) as pooled:
                 yield pooled
         else:
@@ -157,8 +157,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Writes that fail are also logged at ERROR, with namespace and key.
         """
         known = list(ops)
-        with lost_writes_logged(known):
-            return self._driver.drive(self._engine.batch(known), self.connection)
+        with write_failures_logged(known):
+            return self._executor.run(self._operations.batch(known), self.connection)
 
     def count(
         self,
@@ -171,7 +171,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Raises:
             InvalidFilterError: the filter means nothing.
         """
-        return self._driver.drive(self._engine.count(namespace_prefix, filter), self.connection)
+        return self._executor.run(self._operations.count(namespace_prefix, filter), self.connection)
 
     def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> int:
         """Delete the items in a namespace and below it, and return how many there were.
@@ -181,7 +181,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Raises:
             InvalidNamespaceError: for the empty namespace, which holds everything.
         """
-        return self._driver.drive(self._engine.delete_namespace(namespace_prefix), self.connection)
+        return self._executor.run(
+            self._operations.delete_namespace(namespace_prefix), self.connection
+        )
 
     @override
     def setup(self) -> None:
@@ -192,7 +194,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
             SchemaError: a right or the vector extension is missing; `ddl` is for who has it.
         """
         with self.connection() as conn:
-            self._driver.drive_on(self._engine.setup(), conn)
+            self._executor.run_on(self._operations.setup(), conn)
 
     # expiry
 
@@ -203,7 +205,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Returns:
             How many were deleted.
         """
-        return self._driver.drive(self._engine.sweep(), self.connection)
+        return self._executor.run(self._operations.sweep(), self.connection)
 
     @override
     def start_ttl_sweeper(
@@ -214,7 +216,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Returns:
             A future that ends with the sweeper, and that ends it when cancelled.
         """
-        interval = self._engine.sweep_interval_s(sweep_interval_minutes)
+        interval = self._operations.sweep_interval_s(sweep_interval_minutes)
         if interval is None:
             idle: concurrent.futures.Future[None] = concurrent.futures.Future()
             idle.set_result(None)
@@ -235,6 +237,6 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     @override
     def __del__(self) -> None:
-        # Half-made where the constructor raised.
+        # WriteLimiter-made where the constructor raised.
         if sweeper := getattr(self, "_sweeper", None):
             sweeper.stop(timeout_s=0.1)

@@ -3,35 +3,16 @@
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import psycopg
 import pytest
 from botocore.handlers import BUILTIN_HANDLERS
 
 from langgraph_aurora_store.local import LocalAurora
+from tests.support.database import Database
 
 FOREIGN_VARIABLES = ("AURORA_", "AWS_", "OPENAI_", "PG")
 
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Database:
-    """A database of one test: owned by the cluster's user, with pgvector and nothing else."""
-
-    cluster: LocalAurora
-    name: str
-
-    @property
-    def admin_dsn(self) -> str:
-        """As the superuser, past the gate: for looking at what is there."""
-        return self.cluster.admin_dsn_for(self.name)
-
-    @property
-    def owner_dsn(self) -> str:
-        """As the application's role, past the gate: for tests that are not about connecting."""
-        return psycopg.conninfo.make_conninfo(self.admin_dsn, user=self.cluster.user)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,9 +3,9 @@
 from time import perf_counter
 
 from langgraph_aurora_store.connect.connection import AuroraConnection
-from langgraph_aurora_store.connect.connector import make_connector
+from langgraph_aurora_store.connect.conninfo import connection_factory
 
-conn = AuroraConnection.connect(**make_connector().parameters())
+conn = AuroraConnection.connect(**connection_factory().parameters())
 
 
 def handler(_event: dict, _context: object) -> dict:

@@ -12,13 +12,13 @@ import psycopg
 from psycopg.rows import TupleRow
 from typing_extensions import override
 
-from langgraph_aurora_store.connect.refusal import Target, explain, is_timeout
+from langgraph_aurora_store.connect.connect_errors import Target, is_timeout, translate
 
 
 class AuroraConnection(psycopg.Connection[TupleRow]):
     """A psycopg connection that remembers when it was last of use.
 
-    ``AuroraConnection.connect(**connector.parameters())`` makes one without a pool.
+    ``AuroraConnection.connect(**factory.parameters())`` makes one without a pool.
     """
 
     # By the wall clock: a monotonic one may stand still with a frozen sandbox.
@@ -40,7 +40,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
             if target is None:
                 raise
             port_is_open = is_timeout(error) and _is_open(target)
-            refusal = explain(error, target, port_is_open=port_is_open)
+            refusal = translate(error, target, port_is_open=port_is_open)
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
 
@@ -66,7 +66,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
             if target is None:
                 raise
             port_is_open = is_timeout(error) and await _is_open_async(target)
-            refusal = explain(error, target, port_is_open=port_is_open)
+            refusal = translate(error, target, port_is_open=port_is_open)
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
 
@@ -74,7 +74,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
 AnyConnection: TypeAlias = AuroraConnection | AsyncAuroraConnection
 
 
-def has_heard(connection: AnyConnection) -> bool:
+def has_pending_input(connection: AnyConnection) -> bool:
     """Whether the server has spoken unasked, or hung up, since it was last listened to.
 
     Tells most dead connections without a round trip: a server that ends or fails over closes its

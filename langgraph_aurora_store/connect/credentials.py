@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-from langgraph_aurora_store.arguments import check
-from langgraph_aurora_store.connect.aws import Aws, Session, hush, sdk_errors
+from langgraph_aurora_store.aws.session import Aws, Session, hush, sdk_errors
 from langgraph_aurora_store.connect.cluster import Endpoint
 from langgraph_aurora_store.errors import (
     ConfigurationError,
     CredentialsError,
     IamAuthenticationDisabledError,
 )
-from langgraph_aurora_store.forks import ForkSafeLock
+from langgraph_aurora_store.fork_safety import ForkSafeLock
+from langgraph_aurora_store.validation import check
 
 # IAM tokens are accepted for 900 s: Aurora user guide, "IAM database authentication".
 TOKEN_LIFETIME_S = 900

@@ -3,7 +3,8 @@
 psycopg_pool connects in background workers and keeps the reason to itself: a caller sees a timeout,
 and the workers back off for up to 16 s even when the server is well again. These pools try when
 somebody asks, once more after a refusal, and hand every waiting caller the reason; the caller asks
-again while the trouble may pass and its time lasts. So nothing backs off when a refusal is mended.
+again while the error is transient and its time lasts. So no caller backs off once a refusal is
+mended.
 """
 
 from __future__ import annotations
@@ -20,22 +21,21 @@ import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
 
-from langgraph_aurora_store.connect.cancellable import CancellablePool
+from langgraph_aurora_store.connect.cancellation import CancellablePool
 from langgraph_aurora_store.connect.connection import (
     AsyncAuroraConnection,
     AuroraConnection,
-    has_heard,
+    has_pending_input,
 )
-from langgraph_aurora_store.connect.connector import Connector
-from langgraph_aurora_store.connect.news import PoolName
-from langgraph_aurora_store.connect.patience import (
-    TURNED_AWAY,
-    Health,
+from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.pool_health import (
+    POOL_ERRORS,
+    AcquireDeadline,
+    ConnectFailure,
     OnlyAttempt,
-    Patience,
-    Refused,
+    PoolHealth,
 )
-from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import AuthenticationError
 
 logger = logging.getLogger(__name__)
@@ -48,37 +48,37 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     """A pool of verified, authenticated connections to one Aurora endpoint; not opened when made.
 
     `getconn` and `connection` raise what refused the connection (`ConnectError`, `ClusterError`,
-    `CredentialsError`), or `PoolTimeoutError` with the last trouble in it. Thread-safe; whoever
+    `CredentialsError`), or `PoolTimeoutError` with the last error in it. Thread-safe; whoever
     opens it closes it.
     """
 
-    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
-        self._connector = connector
-        self._health = Health(connector.name, check_after_idle_s=settings.check_after_idle_s)
+    def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
+        self._factory = factory
+        self._health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
         me = weakref.ref(self)  # a pool that referred to itself would outlive its last user
         super().__init__(
-            kwargs=lambda: {**settings.parameters(), **connector.parameters()},
+            kwargs=lambda: {**settings.parameters(), **factory.parameters()},
             connection_class=AuroraConnection,
             check=lambda connection: pool.ping(connection) if (pool := me()) else None,
             open=False,
-            **_arguments(connector, settings),
+            **_arguments(factory, settings),
         )
 
     @override
     def getconn(self, timeout: float | None = None) -> AuroraConnection:
-        patience = Patience(self.timeout if timeout is None else timeout)
+        patience = AcquireDeadline(self.timeout if timeout is None else timeout)
         while True:
-            if rest_s := patience.rest_s(self._health):
-                time.sleep(rest_s)
+            if backoff_s := patience.backoff_s(self._health):
+                time.sleep(backoff_s)
             try:
                 return super().getconn(patience.left_s())
-            except Refused as refused:
+            except ConnectFailure as refused:
                 if patience.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
-            except TURNED_AWAY as error:
+            except POOL_ERRORS as error:
                 raise patience.ended_by(error, self._health, **_limits(self)) from None
-            if not self._health.may_pass(refusal):
+            if not self._health.is_retryable(refusal):
                 raise refusal
 
     @override
@@ -97,7 +97,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         Raises:
             psycopg.Error: it is dead.
         """
-        if not (self._health.has_idled(conn) or has_heard(conn)):
+        if not (self._health.is_idle_too_long(conn) or has_pending_input(conn)):
             return
         try:
             # Not check_connection(): psycopg would prepare it first, at a round trip each time.
@@ -121,7 +121,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         try:
             connection = self._connect_or_again(timeout)
         except Exception as error:
-            self._connector.refused(error)
+            self._factory.refused(error)
             self._health.failed(error, begun_at=begun_at)
             raise
         self._health.succeeded(connection)
@@ -132,7 +132,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
             return super()._connect(within_s)
         except AuthenticationError as error:
             # A valid token is refused now and then, and a password may have been rotated.
-            self._connector.refused(error)
+            self._factory.refused(error)
             logger.info("pool %r tries again with fresh credentials: %s", self.name, error)
         return super()._connect(within_s)
 
@@ -156,8 +156,8 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
 
     # As `ConnectionPool.close` of psycopg_pool 3.3 does: nothing public fails a waiting caller.
     def _tell_waiting(self) -> None:
-        trouble = self._health.trouble
-        if trouble is None:
+        last_error = self._health.last_error
+        if last_error is None:
             return
         with self._lock:
             told = set(self._waiting)
@@ -166,7 +166,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
             with self._lock:
                 self._waiting = deque(who for who in self._waiting if who not in told)
             for position in told:
-                position.fail(Refused(trouble, begun_at=self._health.trouble_begun_at))
+                position.fail(ConnectFailure(last_error, begun_at=self._health.last_error_begun_at))
 
         if self._health.is_alive():
             self._sched.enter(_GRACE_S, tell)
@@ -180,13 +180,13 @@ class AsyncAuroraPool(CancellablePool):
     Looking up, refreshing and signing run in a thread, off the loop.
     """
 
-    def __init__(self, connector: Connector, settings: PoolSettings) -> None:
-        self._connector = connector
-        self._health = Health(connector.name, check_after_idle_s=settings.check_after_idle_s)
+    def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
+        self._factory = factory
+        self._health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
         me = weakref.ref(self)
 
         async def parameters() -> dict[str, Any]:
-            return {**settings.parameters(), **await asyncio.to_thread(connector.parameters)}
+            return {**settings.parameters(), **await asyncio.to_thread(factory.parameters)}
 
         async def check(connection: AsyncAuroraConnection) -> None:
             if pool := me():
@@ -197,24 +197,24 @@ class AsyncAuroraPool(CancellablePool):
             connection_class=AsyncAuroraConnection,
             check=check,
             open=False,
-            **_arguments(connector, settings),
+            **_arguments(factory, settings),
         )
 
     @override
     async def getconn(self, timeout: float | None = None) -> AsyncAuroraConnection:
-        patience = Patience(self.timeout if timeout is None else timeout)
+        patience = AcquireDeadline(self.timeout if timeout is None else timeout)
         while True:
-            if rest_s := patience.rest_s(self._health):
-                await asyncio.sleep(rest_s)
+            if backoff_s := patience.backoff_s(self._health):
+                await asyncio.sleep(backoff_s)
             try:
                 return await super().getconn(patience.left_s())
-            except Refused as refused:
+            except ConnectFailure as refused:
                 if patience.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
-            except TURNED_AWAY as error:
+            except POOL_ERRORS as error:
                 raise patience.ended_by(error, self._health, **_limits(self)) from None
-            if not self._health.may_pass(refusal):
+            if not self._health.is_retryable(refusal):
                 raise refusal
 
     @override
@@ -233,7 +233,7 @@ class AsyncAuroraPool(CancellablePool):
         Raises:
             psycopg.Error: it is dead.
         """
-        if not (self._health.has_idled(conn) or has_heard(conn)):
+        if not (self._health.is_idle_too_long(conn) or has_pending_input(conn)):
             return
         try:
             # Not check_connection(): psycopg would prepare it first, at a round trip each time.
@@ -256,7 +256,7 @@ class AsyncAuroraPool(CancellablePool):
         try:
             connection = await self._connect_or_again(timeout)
         except Exception as error:
-            self._connector.refused(error)
+            self._factory.refused(error)
             self._health.failed(error, begun_at=begun_at)
             raise
         self._health.succeeded(connection)
@@ -266,7 +266,7 @@ class AsyncAuroraPool(CancellablePool):
         try:
             return await super()._connect(within_s)
         except AuthenticationError as error:
-            self._connector.refused(error)
+            self._factory.refused(error)
             logger.info("pool %r tries again with fresh credentials: %s", self.name, error)
         return await super()._connect(within_s)
 
@@ -291,8 +291,8 @@ class AsyncAuroraPool(CancellablePool):
 
     # As in the blocking twin.
     async def _tell_waiting(self) -> None:
-        trouble = self._health.trouble
-        if trouble is None:
+        last_error = self._health.last_error
+        if last_error is None:
             return
         async with self._lock:
             told = set(self._waiting)
@@ -301,7 +301,9 @@ class AsyncAuroraPool(CancellablePool):
             async with self._lock:
                 self._waiting = deque(who for who in self._waiting if who not in told)
             for position in told:
-                await position.fail(Refused(trouble, begun_at=self._health.trouble_begun_at))
+                await position.fail(
+                    ConnectFailure(last_error, begun_at=self._health.last_error_begun_at)
+                )
 
         if self._health.is_alive():
             await self._sched.enter(_GRACE_S, tell)
@@ -309,19 +311,19 @@ class AsyncAuroraPool(CancellablePool):
             await tell()
 
 
-def make_pool(connector: Connector, settings: PoolSettings) -> AuroraPool:
+def make_pool(factory: ConnectionFactory, settings: PoolSettings) -> AuroraPool:
     """A blocking pool, to be opened and closed by the caller; nothing is contacted yet."""
-    return AuroraPool(connector, settings)
+    return AuroraPool(factory, settings)
 
 
-def make_async_pool(connector: Connector, settings: PoolSettings) -> AsyncAuroraPool:
+def make_async_pool(factory: ConnectionFactory, settings: PoolSettings) -> AsyncAuroraPool:
     """An asyncio pool, to be opened and closed in one event loop; nothing is contacted yet."""
-    return AsyncAuroraPool(connector, settings)
+    return AsyncAuroraPool(factory, settings)
 
 
-def _arguments(connector: Connector, settings: PoolSettings) -> dict[str, Any]:
+def _arguments(factory: ConnectionFactory, settings: PoolSettings) -> dict[str, Any]:
     return {
-        "name": PoolName.noted(connector.name),
+        "name": PoolName.noted(factory.name),
         "min_size": settings.min_size,
         "max_size": settings.max_size,
         "timeout": settings.timeout_s,
@@ -347,3 +349,21 @@ def _limits(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
         "max_size": pool.max_size,
         "max_waiting": pool.max_waiting,
     }
+
+
+class PoolName(str):
+    """A pool's name, by which its lines in the log of psycopg_pool are told from others'."""
+
+    __slots__ = ()
+
+    @classmethod
+    def noted(cls, name: str) -> PoolName:
+        """The name, for a pool whose repeated lines are left out from now on."""
+        logging.getLogger("psycopg.pool").addFilter(_is_news)  # adding it again does nothing
+        return cls(name)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # psycopg_pool would repeat with every attempt the error that `PoolHealth` warns of.
+    is_ours = isinstance(record.args, tuple) and any(isinstance(a, PoolName) for a in record.args)
+    return not (is_ours and record.msg.startswith(("error connecting", "reconnection attempt")))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings
 
-from langgraph_aurora_store.embeddings.labels import text_labels
+from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
 from langgraph_aurora_store.embeddings.models import find_model, known_models
-from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
+from langgraph_aurora_store.embeddings.requests import text_labels
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.on_demand import on_demand
+from langgraph_aurora_store.lazy_imports import lazy_attributes
 
 if TYPE_CHECKING:
     import boto3
@@ -38,7 +38,9 @@ Embed: TypeAlias = (
 
 
 # Imported when first asked for: a program uses one service at most.
-__getattr__ = on_demand(__name__, {"BedrockEmbeddings": "bedrock", "OpenAIEmbeddings": "openai"})
+__getattr__ = lazy_attributes(
+    __name__, {"BedrockEmbeddings": "bedrock", "OpenAIEmbeddings": "openai"}
+)
 
 
 class Resolved(NamedTuple):

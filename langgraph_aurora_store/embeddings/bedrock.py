@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from types import ModuleType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import orjson
 from typing_extensions import override
 
+from langgraph_aurora_store.aws.logging import BOTOCORE_LOGGERS, silence, under_way
+from langgraph_aurora_store.aws.session import default_session
 from langgraph_aurora_store.config import environment
-from langgraph_aurora_store.embeddings.bedrock_arguments import (
-    check_client,
-    check_endpoint_url,
-    check_region,
-    check_session,
-)
-from langgraph_aurora_store.embeddings.bedrock_faults import explain
-from langgraph_aurora_store.embeddings.concurrency import Gathering, PerProcess
-from langgraph_aurora_store.embeddings.families import Truncate
+from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
+from langgraph_aurora_store.embeddings.bedrock_errors import explain
+from langgraph_aurora_store.embeddings.concurrency import ForkAwareClient, RequestFanOut
+from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.options import Options
-from langgraph_aurora_store.embeddings.plan import Answer, Request
-from langgraph_aurora_store.embeddings.quiet import BOTOCORE_LOGGERS, silence, under_way
-from langgraph_aurora_store.embeddings.retry import Clock, Fault
-from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
+from langgraph_aurora_store.embeddings.requests import Answer, Request
+from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
-from langgraph_aurora_store.sessions import default_session
 
 if TYPE_CHECKING:
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
@@ -94,7 +90,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         self._session = session
         self._endpoint_url = endpoint_url
         self._given = client
-        self._runtime = PerProcess(self, self._open)
+        self._runtime = ForkAwareClient(self, self._open)
 
     def close(self) -> None:
         """Let threads and connections go; the next embedding opens new ones."""
@@ -104,7 +100,9 @@ class BedrockEmbeddings(ServiceEmbeddings):
     @override
     async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
         # boto3 blocks, so its calls stay in the workers; cancelling the task ends the gathering.
-        return await asyncio.wrap_future(Gathering(self._workers, requests, self._perform).start())
+        return await asyncio.wrap_future(
+            RequestFanOut(self._workers, requests, self._perform).start()
+        )
 
     @override
     def _send(self, request: Request) -> object:
@@ -121,7 +119,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
             ) from error
 
     @override
-    def _explain(self, error: Exception, request: Request) -> Fault:
+    def _explain(self, error: Exception, request: Request) -> Failure:
         return explain(error, model=self.model, region=self._where(), texts=request.contents)
 
     def _open(self) -> Runtime:
@@ -161,3 +159,51 @@ class BedrockEmbeddings(ServiceEmbeddings):
     def _where(self) -> str:
         runtime = self._runtime.made
         return runtime.region if runtime else self._region or "no region"
+
+
+_REGION = re.compile(r"[A-Za-z0-9-]+")
+
+
+def check_region(region: object) -> None:
+    """Refuse what no host name and no signature could hold; a misspelt region is found later."""
+    if not isinstance(region, str) or not _REGION.fullmatch(region):
+        raise ConfigurationError(f"region={region!r}: pass a region such as 'us-east-1'")
+
+
+def check_endpoint_url(url: object) -> None:
+    """Refuse anything but an address to send to."""
+    if not _is_url(url):
+        # A URL may hold a password.
+        shown = repr(url) if isinstance(url, str) and "@" not in url else type(url).__name__
+        raise ConfigurationError(
+            f"endpoint_url={shown}: pass a URL such as "
+            "'https://bedrock-runtime-fips.us-east-1.amazonaws.com'"
+        )
+
+
+def check_session(session: object) -> None:
+    """Refuse what makes no client: a profile's name, a class, the module boto3."""
+    is_made = not isinstance(session, type | ModuleType)
+    if not is_made or not (hasattr(session, "client") or hasattr(session, "create_client")):
+        raise ConfigurationError(
+            f"session= of type {type(session).__name__}: pass a boto3.Session, such as "
+            "boto3.Session(profile_name='dev')"
+        )
+
+
+def check_client(client: object) -> None:
+    """Refuse what cannot invoke a model, such as a client of another service."""
+    if isinstance(client, type) or not hasattr(client, "invoke_model"):
+        raise ConfigurationError(
+            f"client= of type {type(client).__name__}: pass a client of 'bedrock-runtime'"
+        )
+
+
+def _is_url(url: object) -> bool:
+    if not isinstance(url, str) or re.search(r"\s", url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import botocore.session
 from botocore.config import Config
 
+from langgraph_aurora_store.aws.logging import QuietBytes
 from langgraph_aurora_store.embeddings.bedrock_endpoint import (
     SERVICE,
     find_endpoint,
@@ -18,7 +19,6 @@ from langgraph_aurora_store.embeddings.bedrock_endpoint import (
 )
 from langgraph_aurora_store.embeddings.bedrock_signed import SignedRuntime
 from langgraph_aurora_store.embeddings.options import Options
-from langgraph_aurora_store.embeddings.quiet import QuietBytes
 from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:

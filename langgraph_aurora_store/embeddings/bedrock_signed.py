@@ -18,7 +18,7 @@ from botocore.session import Session
 from botocore.utils import get_environ_proxies, percent_encode
 
 from langgraph_aurora_store.embeddings.bedrock_endpoint import Endpoint
-from langgraph_aurora_store.embeddings.bedrock_faults import NoSigningError
+from langgraph_aurora_store.embeddings.bedrock_errors import NoSigningError
 
 _JSON = "application/json"
 _SOCKET_OPTIONS = [

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 from weakref import finalize, ref
 
-from langgraph_aurora_store.forks import ForkSafeLock
+from langgraph_aurora_store.fork_safety import ForkSafeLock
 
 
 class Closable(Protocol):
@@ -59,7 +59,7 @@ class Workers:
         return self._executor
 
 
-class PerProcess(Generic[C]):
+class ForkAwareClient(Generic[C]):
     """A client made on first use, in each process anew, and closed with its owner at the latest."""
 
     def __init__(self, owner: object, make: Callable[[], C]) -> None:
@@ -85,7 +85,7 @@ class PerProcess(Generic[C]):
             self._closing()
 
 
-class Gathering(Generic[T, R]):
+class RequestFanOut(Generic[T, R]):
     """The requests of one call, performed by the workers; the first failure ends it.
 
     Each lane performs one request and then goes to the back of the workers' queue, so that a call
@@ -142,7 +142,7 @@ class Gathering(Generic[T, R]):
             outcome()
 
 
-class Slots:
+class FairSemaphore:
     """At most ``limit`` holders at a time, first come first served, in any thread or event loop."""
 
     def __init__(self, limit: int) -> None:

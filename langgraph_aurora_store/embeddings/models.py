@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from langgraph_aurora_store.embeddings.families import (
+from langgraph_aurora_store.embeddings.formats import (
     FAMILIES,
     Family,
     Provider,

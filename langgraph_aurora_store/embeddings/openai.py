@@ -15,17 +15,17 @@ from weakref import WeakKeyDictionary
 import orjson
 from typing_extensions import override
 
+from langgraph_aurora_store.aws.logging import OPENAI_LOGGERS, silence, under_way
 from langgraph_aurora_store.config import environment
-from langgraph_aurora_store.embeddings.concurrency import PerProcess, Slots
-from langgraph_aurora_store.embeddings.exchange import Pause, Send
-from langgraph_aurora_store.embeddings.families import Truncate
+from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
+from langgraph_aurora_store.embeddings.concurrency import FairSemaphore, ForkAwareClient
+from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
-from langgraph_aurora_store.embeddings.openai_faults import explain
+from langgraph_aurora_store.embeddings.openai_errors import explain
 from langgraph_aurora_store.embeddings.options import Options
-from langgraph_aurora_store.embeddings.plan import Answer, Request
-from langgraph_aurora_store.embeddings.quiet import OPENAI_LOGGERS, silence, under_way
-from langgraph_aurora_store.embeddings.retry import Clock, Fault
-from langgraph_aurora_store.embeddings.service import ServiceEmbeddings
+from langgraph_aurora_store.embeddings.request_flow import Delay, Send
+from langgraph_aurora_store.embeddings.requests import Answer, Request
+from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import (
     EmbeddingAccessError,
     EmbeddingResponseError,
@@ -80,11 +80,11 @@ class OpenAIEmbeddings(ServiceEmbeddings):
         )
         chosen = choose_model(model, "openai", dimensions=dimensions, family=family)
         super().__init__(chosen, options, clock)
-        self._slots = Slots(options.max_concurrency)
+        self._slots = FairSemaphore(options.max_concurrency)
         self._account = _Account(api_key, base_url, organization, project, options.timeout_s)
         self._given = client
         self._async_given = async_client
-        self._own = PerProcess(self, self._account.client)
+        self._own = ForkAwareClient(self, self._account.client)
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient]
         self._of_loop = WeakKeyDictionary()
 
@@ -155,7 +155,7 @@ class OpenAIEmbeddings(ServiceEmbeddings):
 
     async def _aperform(self, request: Request) -> Answer:
         """The asyncio twin of ``_perform``; cancelling the task ends it."""
-        steps = self._exchange.steps(request)
+        steps = self._request_flow.steps(request)
         reply: object = None
         while True:
             try:
@@ -164,8 +164,8 @@ class OpenAIEmbeddings(ServiceEmbeddings):
                 return end.value  # type: ignore[no-any-return]  # the type is that of Steps
             reply = await self._atake(step)
 
-    async def _atake(self, step: Send | Pause) -> object:
-        if isinstance(step, Pause):
+    async def _atake(self, step: Send | Delay) -> object:
+        if isinstance(step, Delay):
             await self._clock.asleep(step.seconds)
             return None
         try:
@@ -174,7 +174,7 @@ class OpenAIEmbeddings(ServiceEmbeddings):
             return error
 
     @override
-    def _explain(self, error: Exception, request: Request) -> Fault:
+    def _explain(self, error: Exception, request: Request) -> Failure:
         key = self._account.api_key
         secrets = [*request.contents, *([key] if key else [])]
         return explain(error, model=self.model, secrets=secrets)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langgraph_aurora_store.arguments import within
-from langgraph_aurora_store.embeddings.families import Truncate
+from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.validation import within
 
 MOST_CONCURRENT = 1024
 MOST_QUERIES = 1_000_000

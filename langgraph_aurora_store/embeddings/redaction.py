@@ -34,6 +34,6 @@ def quotes(message: str, secrets: Sequence[str]) -> bool:
     return False
 
 
-def blame(error: Exception, cause: Exception, secrets: Sequence[str]) -> None:
+def attach_cause(error: Exception, cause: Exception, secrets: Sequence[str]) -> None:
     """Show ``cause`` as what led to ``error``, unless its words quote a secret."""
     error.__cause__ = None if quotes(f"{cause} {cause!r}", secrets) else cause

@@ -56,7 +56,7 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-class Fault(NamedTuple):
+class Failure(NamedTuple):
     """One failed attempt, explained: the error a user would get, and whether to try again.
 
     ``code`` is the service's short word for it, where it has one. ``remedy`` is what to do when
@@ -74,7 +74,7 @@ class Fault(NamedTuple):
     fits: float | None = None
 
 
-class Backoff:
+class RetryBudget:
     """One request's attempts: exponential backoff with full jitter, within a deadline.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter
@@ -96,7 +96,7 @@ class Backoff:
         """Seconds until the deadline."""
         return self._deadline_s - self.elapsed_s
 
-    def delay_after(self, fault: Fault) -> float | None:
+    def delay_after(self, fault: Failure) -> float | None:
         """Seconds to wait before the next attempt, or None where there should be none."""
         self.attempts += 1
         if not fault.transient:
@@ -106,7 +106,7 @@ class Backoff:
         return delay if self.elapsed_s + delay < self._deadline_s else None
 
 
-class Seldom:
+class RateLimitedWarning:
     """Lets one of many warnings through per ``period_s``."""
 
     def __init__(self, clock: Clock, period_s: float = 1.0) -> None:

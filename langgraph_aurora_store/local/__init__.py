@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langgraph_aurora_store.on_demand import on_demand
+from langgraph_aurora_store.lazy_imports import lazy_attributes
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.local.aurora import LocalAurora as LocalAurora
@@ -24,4 +24,4 @@ __all__ = ["LocalAurora"]
 
 
 # The gate's own process imports its two modules of this package and nothing else.
-__getattr__ = on_demand(__name__, {"LocalAurora": "aurora"})
+__getattr__ = lazy_attributes(__name__, {"LocalAurora": "aurora"})

@@ -6,18 +6,22 @@ import os
 import string
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from langgraph_aurora_store.arguments import check, within
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local import api, keys, roles
-from langgraph_aurora_store.local.lifetime import exported
-from langgraph_aurora_store.local.parts import Parts, assemble
-from langgraph_aurora_store.local.server import ServerVersion
+from langgraph_aurora_store.local import aws_session, rds_api, roles
+from langgraph_aurora_store.local.auth import Admission, Keys, TokenScope
+from langgraph_aurora_store.local.authority import Authority
+from langgraph_aurora_store.local.cleanup import exported, kept_directory
+from langgraph_aurora_store.local.proxy import Proxy
+from langgraph_aurora_store.local.server import ADMIN, Server, ServerVersion
+from langgraph_aurora_store.validation import check, within
 
 if TYPE_CHECKING:
     import boto3
@@ -99,12 +103,16 @@ class LocalAurora:
         self.endpoint = endpoint
         self.reader_endpoint = reader_endpoint or endpoint
         self.version = version
-        self.resource_id = f"cluster-{keys.letters(string.ascii_uppercase + string.digits, 26)}"
-        self.arn = f"arn:aws:rds:{region}:{api.ACCOUNT}:cluster:{identifier}"
+        self.resource_id = (
+            f"cluster-{aws_session.letters(string.ascii_uppercase + string.digits, 26)}"
+        )
+        self.arn = f"arn:aws:rds:{region}:{rds_api.ACCOUNT}:cluster:{identifier}"
         self._requested_port = within("port", port, 0, 65_535)
         self._clock = clock
         self._export = export
-        self._keys = keys.of_session(keys_of) if keys_of else keys.made_up(session_token)
+        self._keys = (
+            aws_session.of_session(keys_of) if keys_of else aws_session.made_up(session_token)
+        )
         self._owner: int | None = None
         self._parts: Parts | None = None
         self._stack = ExitStack()
@@ -190,7 +198,7 @@ class LocalAurora:
 
         It reads neither profiles nor files of the user's.
         """
-        from langgraph_aurora_store.local.session import LocalSession
+        from langgraph_aurora_store.local.aws_session import LocalSession
 
         return LocalSession(keys=self._keys, region=self.region, rds_url=self._up.api.url)
 
@@ -338,9 +346,9 @@ class LocalAurora:
         """Drop a database with everybody connected to it; no error where there is none."""
         roles.drop_database(self._up.server, name)
 
-    def _describe(self, form: Mapping[str, str]) -> api.Answer:
+    def _describe(self, form: Mapping[str, str]) -> rds_api.Answer:
         self.describe_calls += 1
-        facts = api.Facts(
+        facts = rds_api.Facts(
             identifier=self.identifier,
             arn=self.arn,
             resource_id=self.resource_id,
@@ -352,4 +360,58 @@ class LocalAurora:
             iam_enabled=self.iam_enabled,
             denied=self.describe_denied,
         )
-        return api.answer(form, facts)
+        return rds_api.answer(form, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a running local cluster consists of."""
+
+    server: Server
+    gate: Proxy
+    admission: Admission
+    authority: Authority
+    root: Path
+    api: rds_api.ApiServer
+
+    def present(self, hosts: Sequence[str], *, trusted: bool = True, expired: bool = False) -> None:
+        """Have the gate present a new certificate for these hosts."""
+        authority = self.authority if trusted else Authority.create("Another root")
+        self.gate.present(authority.issue(dict.fromkeys(hosts), expired=expired))
+
+
+def assemble(
+    stack: ExitStack,
+    *,
+    hosts: Sequence[str],
+    port: int,
+    region: str,
+    version: ServerVersion,
+    keys: Keys,
+    clock: Callable[[], float],
+    describe: Callable[[Mapping[str, str]], rds_api.Answer],
+) -> Parts:
+    """Make and start everything; ``stack`` undoes it."""
+    directory = stack.enter_context(kept_directory())
+    server = Server(directory, version=version)
+    with server.initializing():
+        # All this is done before initdb is.
+        gate = stack.enter_context(Proxy(directory, port=port))
+        admission = Admission(
+            door=TokenScope(frozenset(map(str.lower, hosts)), gate.port, region),
+            keys=keys,
+            clock=clock,
+            has_rds_iam=lambda name: roles.has_rds_iam(server, name),
+            reserved=ADMIN,
+        )
+        authority = Authority.create("Local Aurora root")
+        root = directory / "root.pem"
+        root.write_bytes(authority.pem())
+        parts = Parts(server, gate, admission, authority, root, rds_api.ApiServer(describe))
+        parts.present(hosts)
+        stack.enter_context(parts.api.running())
+        stack.enter_context(gate.running(server.socket, admission.answer))
+        stack.callback(admission.close)
+    stack.enter_context(server.running())
+    roles.furnish(server)
+    return parts

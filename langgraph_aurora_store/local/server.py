@@ -107,7 +107,7 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the server for the block; whoever ends the block has it stopped by the keeper."""
+        """Run the server for the block; whoever ends the block has it stopped by the reaper."""
         with self.log.open("wb") as log:
             process = self._popen("postgres", "-D", str(self.data), output=log.fileno())
         try:

@@ -34,8 +34,8 @@ from functools import lru_cache, wraps
 from typing import NamedTuple, TypeAlias
 
 from langgraph_aurora_store.errors import InvalidFilterError
-from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.values import is_storable
+from langgraph_aurora_store.sql.json_values import is_storable
+from langgraph_aurora_store.sql.tables import StoreTables
 
 _MISSING = "NULL::jsonb"
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -68,7 +68,7 @@ def by_condition(build: Callable[..., bytes]) -> Callable[..., bytes]:
     remembered = lru_cache(maxsize=256)(build)
 
     @wraps(build)
-    def statement(layout: Layout, condition: str, **scope: bool) -> bytes:
+    def statement(layout: StoreTables, condition: str, **scope: bool) -> bytes:
         choice = remembered if len(condition) <= _LONGEST_REMEMBERED else build
         return choice(layout, condition, **scope)
 

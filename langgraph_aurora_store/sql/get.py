@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from langgraph.store.base import GetOp, Item
 
-from langgraph_aurora_store.sql.items import (
+from langgraph_aurora_store.sql.conditions import (
     ADDRESSES,
     ALIVE,
     DUE,
@@ -17,8 +17,8 @@ from langgraph_aurora_store.sql.items import (
     prefix_of,
     value_of,
 )
-from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.steps import Rows, Statement
+from langgraph_aurora_store.sql.flow import Rows, Statement
+from langgraph_aurora_store.sql.tables import StoreTables
 
 Address = tuple[str, str]
 """A row's primary key: prefix and key."""
@@ -60,13 +60,15 @@ def plan(place: int, op: GetOp) -> Get:
     return Get(place, op, prefix_of(op.namespace), key)
 
 
-def statement(gets: Sequence[Get], layout: Layout) -> Statement:
+def statement(gets: Sequence[Get], layout: StoreTables) -> Statement:
     """All gets of a batch."""
     addresses = {"prefixes": [g.prefix for g in gets], "keys": [g.key for g in gets]}
     return Statement(_texts(layout).get, addresses)
 
 
-def items(gets: Sequence[Get], rows: Rows, layout: Layout) -> tuple[dict[int, Item], list[Address]]:
+def items(
+    gets: Sequence[Get], rows: Rows, layout: StoreTables
+) -> tuple[dict[int, Item], list[Address]]:
     """The items found by their place in the batch, and the addresses of those due for renewal."""
     found: dict[int, Item] = {}
     due: list[Address] = []
@@ -84,7 +86,7 @@ def items(gets: Sequence[Get], rows: Rows, layout: Layout) -> tuple[dict[int, It
     return found, due
 
 
-def renewal(due: Sequence[Address], layout: Layout) -> Statement:
+def renewal(due: Sequence[Address], layout: StoreTables) -> Statement:
     """Start the lives of these items anew."""
     addresses = dict.fromkeys(due)
     prefixes, keys = [a[0] for a in addresses], [a[1] for a in addresses]
@@ -97,7 +99,7 @@ class _Texts(NamedTuple):
 
 
 @lru_cache
-def _texts(layout: Layout) -> _Texts:
+def _texts(layout: StoreTables) -> _Texts:
     names = {"store": layout.store, "alive": ALIVE, "due": DUE, "lifetime": LIFETIME}
     names["addresses"] = ADDRESSES
     return _Texts(_GET.format(**names).encode(), _RENEW.format(**names).encode())

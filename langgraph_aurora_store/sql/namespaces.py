@@ -16,8 +16,7 @@ from langgraph.store.base import (
 )
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.filters import compile_filter
-from langgraph_aurora_store.sql.items import (
+from langgraph_aurora_store.sql.conditions import (
     ALIVE,
     MOST,
     Namespace,
@@ -26,8 +25,9 @@ from langgraph_aurora_store.sql.items import (
     span_of,
     under,
 )
-from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.steps import Conversation, Rows, Run, Statement
+from langgraph_aurora_store.sql.filters import compile_filter
+from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
+from langgraph_aurora_store.sql.tables import StoreTables
 
 # Beyond this many namespaces, reading every row once is cheaper than one index probe for each.
 _MOST_PROBES = 20_000
@@ -94,7 +94,7 @@ SELECT count(*), count(*) FILTER (WHERE counts) FROM deleted
 """
 
 
-def plan(op: ListNamespacesOp, layout: Layout) -> Statement:
+def plan(op: ListNamespacesOp, layout: StoreTables) -> Statement:
     """Check one operation and state it.
 
     Raises:
@@ -123,19 +123,19 @@ def listed(rows: Rows) -> list[Namespace]:
 
 
 def count_under(
-    prefix: Namespace, layout: Layout, filter_: Mapping[str, object] | None = None
-) -> Conversation[int]:
+    prefix: Namespace, layout: StoreTables, filter_: Mapping[str, object] | None = None
+) -> Flow[int]:
     """Count the items in a namespace and below it that are not expired and match a filter."""
     _check(prefix)
     condition = compile_filter(filter_)
     names = {"store": layout.store, "alive": ALIVE, "condition": condition.sql}
     text = _COUNT.format(under=under("s.prefix") if prefix else "true", **names)
     params = condition.params | (span_of(prefix_of(prefix)) if prefix else {})
-    ((row,),) = yield Run((Statement(text.encode(), params),))
+    ((row,),) = yield Transaction((Statement(text.encode(), params),))
     return int(row[0])
 
 
-def delete_under(prefix: Namespace, layout: Layout) -> Conversation[int]:
+def delete_under(prefix: Namespace, layout: StoreTables) -> Flow[int]:
     """Delete the items in a namespace and below it, and return how many were not expired.
 
     Up to 10,000 items go in one transaction, more in one transaction for every 10,000: if that is
@@ -150,7 +150,7 @@ def delete_under(prefix: Namespace, layout: Layout) -> Conversation[int]:
     text, params = _delete(layout), span_of(prefix_of(prefix))
     total, rows = 0, _ROWS_PER_DELETE
     while rows == _ROWS_PER_DELETE:
-        (((rows, living),),) = yield Run((Statement(text, params),), writes=True)
+        (((rows, living),),) = yield Transaction((Statement(text, params),), writes=True)
         total += living
     return total
 
@@ -185,7 +185,7 @@ def _pattern(condition: MatchCondition) -> str:
 
 
 @lru_cache
-def _list(layout: Layout, *, is_bounded: bool, matches: bool) -> bytes:
+def _list(layout: StoreTables, *, is_bounded: bool, matches: bool) -> bytes:
     names = {"store": layout.store, "alive": ALIVE}
     return _LIST.format(
         within="s.prefix ~<~ %(beyond)s::text" if is_bounded else "true",
@@ -196,6 +196,6 @@ def _list(layout: Layout, *, is_bounded: bool, matches: bool) -> bytes:
 
 
 @lru_cache
-def _delete(layout: Layout) -> bytes:
+def _delete(layout: StoreTables) -> bytes:
     names = {"store": layout.store, "under": under("s.prefix"), "alive": ALIVE}
     return _DELETE.format(most=_ROWS_PER_DELETE, **names).encode()

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from langgraph.store.base import PutOp
 
 from langgraph_aurora_store.errors import InvalidItemError
-from langgraph_aurora_store.sql.items import (
+from langgraph_aurora_store.sql.conditions import (
     ADDRESSES,
     checked_key,
     given,
     namespace_of,
     prefix_of,
 )
-from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.steps import Rows, Statement
+from langgraph_aurora_store.sql.flow import Rows, Statement
+from langgraph_aurora_store.sql.json_values import LONGEST, at, to_json, too_long
+from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
-from langgraph_aurora_store.sql.values import LONGEST, at, to_json, too_long
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -131,7 +131,7 @@ class Writes(NamedTuple):
         return tuple(text for put in self.puts for text in put.texts)
 
 
-def plan(ops: Iterable[tuple[int, PutOp]], layout: Layout) -> Writes:
+def plan(ops: Iterable[tuple[int, PutOp]], layout: StoreTables) -> Writes:
     """Check and convert every operation, given with its place, and keep the last on each key.
 
     Raises:
@@ -147,7 +147,7 @@ def plan(ops: Iterable[tuple[int, PutOp]], layout: Layout) -> Writes:
     return Writes(tuple(last[address] for address in sorted(last)))
 
 
-def known(texts: Sequence[Text], layout: Layout) -> Statement:
+def known(texts: Sequence[Text], layout: StoreTables) -> Statement:
     """Which of these texts have their vectors already: the reply holds positions from 1."""
     return Statement(_sql(layout).known, _columns(texts))
 
@@ -162,7 +162,7 @@ def statements(
     writes: Writes,
     new: Collection[Text],
     vectors: dict[str, Vector | HalfVector],
-    layout: Layout,
+    layout: StoreTables,
 ) -> tuple[Statement, ...]:
     """The whole transaction; ``new`` are the texts to write with their ``vectors``.
 
@@ -214,7 +214,7 @@ def _address_bytes(put: Put) -> int:
     return len(f"{put.prefix}{put.key}{field}".encode())
 
 
-def _put(op: PutOp, layout: Layout) -> Put:
+def _put(op: PutOp, layout: StoreTables) -> Put:
     namespace, prefix = tuple(op.namespace), prefix_of(op.namespace)
     key = checked_key(namespace, op.key)
     if op.value is None:
@@ -277,7 +277,7 @@ class _Texts(NamedTuple):
 
 
 @lru_cache
-def _sql(layout: Layout) -> _Texts:
+def _sql(layout: StoreTables) -> _Texts:
     texts = {"prefixes": "text", "keys": "text", "fields": "text", "digests": "bytea"}
     names = {
         "store": layout.store,

@@ -8,9 +8,7 @@ from typing import NamedTuple
 from langgraph.store.base import SearchItem, SearchOp
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.filters import Condition, by_condition, compile_filter
-from langgraph_aurora_store.sql.get import Address
-from langgraph_aurora_store.sql.items import (
+from langgraph_aurora_store.sql.conditions import (
     ALIVE,
     DUE,
     namespace_of,
@@ -19,9 +17,10 @@ from langgraph_aurora_store.sql.items import (
     under,
     value_of,
 )
-from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.nearest import best_score
-from langgraph_aurora_store.sql.steps import Rows, Statement
+from langgraph_aurora_store.sql.filters import Condition, by_condition, compile_filter
+from langgraph_aurora_store.sql.flow import Rows, Statement
+from langgraph_aurora_store.sql.get import Address
+from langgraph_aurora_store.sql.tables import StoreTables
 
 _RECENT = """
 SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due}, NULL::float8
@@ -61,7 +60,7 @@ class Search(NamedTuple):
         return self.condition.params | span_of(self.prefix) | page
 
 
-def plan(place: int, op: SearchOp, layout: Layout) -> Search:
+def plan(place: int, op: SearchOp, layout: StoreTables) -> Search:
     """Check one operation, whose page is one.
 
     Raises:
@@ -80,7 +79,7 @@ def plan(place: int, op: SearchOp, layout: Layout) -> Search:
     return Search(place, op, prefix, compile_filter(op.filter), query)
 
 
-def recent(searches: Sequence[Search], layout: Layout) -> list[Statement]:
+def recent(searches: Sequence[Search], layout: StoreTables) -> list[Statement]:
     """The newest items of each search's namespace; replies to other statements may come first."""
     bounded = any(search.prefix for search in searches)
     return [
@@ -94,9 +93,11 @@ def recent(searches: Sequence[Search], layout: Layout) -> list[Statement]:
     ]
 
 
-def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem], list[Address]]:
+def items(
+    search: Search, rows: Rows, layout: StoreTables
+) -> tuple[list[SearchItem], list[Address]]:
     """The items found, and the addresses of those due for renewal."""
-    best = best_score(layout)
+    best = _best_score(layout)
     found = [
         SearchItem(
             namespace_of(prefix),
@@ -111,8 +112,16 @@ def items(search: Search, rows: Rows, layout: Layout) -> tuple[list[SearchItem],
     return found, [(row[0], row[1]) for row in rows if row[5]] if search.op.refresh_ttl else []
 
 
+def _best_score(layout: StoreTables) -> float:
+    """The score at no distance; less the distance, it is the score.
+
+    That is the cosine similarity, the negative Euclidean distance or the inner product.
+    """
+    return 1.0 if layout.index is not None and layout.index.distance == "cosine" else 0.0
+
+
 @by_condition
-def _recent(layout: Layout, condition: str, *, is_bounded: bool) -> bytes:
+def _recent(layout: StoreTables, condition: str, *, is_bounded: bool) -> bytes:
     within = under("s.prefix") if is_bounded else "true"
     names = {"store": layout.store, "due": DUE, "alive": ALIVE}
     return _RECENT.format(within=within, condition=condition, **names).encode()

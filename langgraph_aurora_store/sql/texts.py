@@ -13,9 +13,9 @@ from langgraph.store.base import get_text_at_path, tokenize_path
 
 from langgraph_aurora_store.config import PATH_RULE, IndexSettings, is_path
 from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemError
-from langgraph_aurora_store.sql.layout import Layout
-from langgraph_aurora_store.sql.steps import Embed, Label, Vectors
-from langgraph_aurora_store.sql.values import at, is_storable
+from langgraph_aurora_store.sql.flow import Embed, Label, Vectors
+from langgraph_aurora_store.sql.json_values import at, is_storable
+from langgraph_aurora_store.sql.tables import StoreTables
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -65,7 +65,7 @@ def texts_of(
     key: str,
     document: str,
     index: Sequence[str] | Literal[False] | None,
-    layout: Layout,
+    layout: StoreTables,
 ) -> tuple[Text, ...]:
     """The texts of a value as it is stored, one for each field name, and none that is blank."""
     if layout.index is None or index is False:

@@ -18,7 +18,7 @@ from preferences import Preference, learn, recall
 from web import HttpError, Request, parse_event, reply
 
 from langgraph_aurora_store import AuroraStore
-from langgraph_aurora_store.connect.settings import PoolSettings
+from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import AuroraStoreError
 
 INSTRUCTIONS = "Answer briefly. What you know of this user's preferences, from earlier talks:"

@@ -1,0 +1,247 @@
+"""Why a connection was refused: the driver's error as one of ours, and whether it may pass. Pure.
+
+libpq reports failed attempts as text only, without an SQLSTATE, so this reads the server's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import psycopg
+
+from langgraph_aurora_store.connect.credentials import Method
+from langgraph_aurora_store.connect.endpoint_names import Kind
+from langgraph_aurora_store.errors import (
+    AuroraStoreError,
+    AuthenticationError,
+    CertificateError,
+    ConnectError,
+    ConnectTimeoutError,
+    DatabaseNotFoundError,
+    HostNotFoundError,
+)
+
+# Aurora user guide, "Using SSL/TLS to encrypt a connection": one bundle for each partition.
+_TRUST_STORES = {
+    "cn-": "https://rds-truststore.s3.cn-north-1.amazonaws.com.cn/global/global-bundle.pem",
+    "us-gov-": "https://truststore.pki.us-gov-west-1.rds.amazonaws.com/global/global-bundle.pem",
+    "": "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
+}
+# "Amazon Resource Names" in the IAM user guide, and botocore's endpoints.json.
+_PARTITIONS = {
+    "cn-": "aws-cn",
+    "us-gov-": "aws-us-gov",
+    "us-iso-": "aws-iso",
+    "us-isob-": "aws-iso-b",
+    "eusc-": "aws-eusc",
+    "": "aws",
+}
+
+# Patterns as text, which nobody waits for whose connections are not refused. Read in this order: of
+# several addresses of one host, the one that answered says most.
+_CLASSES: tuple[tuple[type[ConnectError], str], ...] = (
+    (
+        AuthenticationError,
+        r"(?i:authentication failed)|no pg_hba\.conf entry|pg_hba\.conf rejects"
+        r"|role .* does not exist|is not permitted to log in|no password supplied"
+        r"|permission denied for database"
+        # RDS Proxy, "Common issues when connecting to a proxy" in the Aurora user guide.
+        r"|has no credentials for the role|password that was provided for the role"
+        r"|IAM authentication is allowed only|requires TLS connections",
+    ),
+    (DatabaseNotFoundError, r"database .* does not exist"),
+    (
+        CertificateError,
+        r"certificate verify failed|does not match host name|could not get server's host name"
+        r"|root certificate file|self.signed certificate|certificate has expired",
+    ),
+    (HostNotFoundError, r"failed to resolve host|could not translate host name"),
+    (ConnectTimeoutError, r"timeout expired|timed out"),
+)
+# What a cluster says or does while it starts, stops, fails over or is full.
+_TRANSIENT = (
+    r"(?i)the database system is|server closed the connection unexpectedly"
+    r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
+    r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
+    r"|the connection is lost|the port is open|timed.out waiting to acquire database connection"
+)
+# 08 connection exceptions, 53300 too many connections, 57P01-03 shutdown, crash and starting up:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TRANSIENT_SQLSTATES = r"08\w{3}|53300|57P0[123]"
+_NO_WAY = r"unreachable|No route to host"
+_CLOSED = r"(?i)connection refused"
+_OPEN = "; the port is open, but nothing answered in time"
+_PREFIX = r"^(?:connection failed: )?(?:connection to server at .*? failed: )?"
+
+
+class Target(NamedTuple):
+    """Where and as whom a connection was tried, for messages; no secret is in it."""
+
+    user: str
+    host: str
+    port: int
+    database: str
+    region: str | None
+    kind: Kind
+    method: Method
+    hostaddr: str | None = None
+    connect_resource: str | None = None
+    sslmode: str = "verify-full"
+    sslrootcert: str | None = None
+
+    def __str__(self) -> str:
+        via = f" (dialled at {self.hostaddr})" if self.hostaddr else ""
+        region = f", region {self.region}" if self.region else ""
+        where = f"{self.host}:{self.port}{via}"
+        return f"user {self.user!r} at {where}, database {self.database!r}{region}"
+
+
+def translate(error: psycopg.Error, target: Target, *, port_is_open: bool = False) -> ConnectError:
+    """Name the cause of a failed attempt, with the server's own words and what to do.
+
+    ``port_is_open``: after a timeout, whether the port could be dialled nevertheless.
+    """
+    text = f"{error}{_OPEN}" if port_is_open else str(error)
+    found = _classify(text)
+    # libpq indents what it guesses in addition.
+    lines = (re.sub(_PREFIX, "", line) for line in text.splitlines() if not line.startswith("\t"))
+    said = "; ".join(dict.fromkeys(line.strip() for line in lines))
+    refusal = found(f"could not connect as {target}: {said}{_advice(found, target, text)}")
+    # A copy: the original holds on to libpq's connection, and with it to the password.
+    refusal.__cause__ = type(error)(text)
+    return refusal
+
+
+def is_timeout(error: psycopg.Error) -> bool:
+    """Whether nothing, or nothing in time, answered an attempt."""
+    return _classify(str(error)) is ConnectTimeoutError
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same attempt may succeed shortly, with nothing changed by the user."""
+    cause = error.__cause__ if isinstance(error, ConnectError) else error
+    if not isinstance(cause, psycopg.OperationalError):
+        return False
+    if cause.sqlstate and re.fullmatch(_TRANSIENT_SQLSTATES, cause.sqlstate):
+        return True
+    text = str(cause)
+    is_final = issubclass(_classify(text), AuthenticationError | DatabaseNotFoundError)
+    return not is_final and bool(re.search(_TRANSIENT, text))
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether nothing answered: a wrong name or a closed way in at first, trouble later on."""
+    if isinstance(error, HostNotFoundError | ConnectTimeoutError) or is_port_closed(error):
+        return True
+    return isinstance(error, ConnectError) and bool(re.search(_NO_WAY, str(error)))
+
+
+def is_port_closed(error: BaseException) -> bool:
+    """Whether the host answered that nobody listens at the port."""
+    return type(error) is ConnectError and bool(re.search(_CLOSED, str(error)))
+
+
+def copy_for_raise(error: Exception) -> Exception:
+    """The same error to raise in another thread, so that tracebacks do not mix."""
+    if not isinstance(error, AuroraStoreError):
+        return error
+    twin = type(error)(*error.args)
+    twin.__cause__ = error.__cause__
+    return twin
+
+
+def _classify(text: str) -> type[ConnectError]:
+    found = (kind for kind, pattern in _CLASSES if re.search(pattern, text))
+    return next(found, ConnectError)
+
+
+def _advice(found: type[ConnectError], target: Target, text: str) -> str:
+    if found is AuthenticationError:
+        return _authentication_advice(target, text)
+    if found is DatabaseNotFoundError:
+        return "; create it, or pass another as database="
+    if found is CertificateError:
+        return _certificate_advice(target, text)
+    if found is HostNotFoundError:
+        return (
+            "; check the name, and that this machine's DNS can resolve it (a private endpoint"
+            " resolves to an address of its VPC)"
+        )
+    if found is ConnectTimeoutError and _OPEN in text:
+        return ": the cluster is overrun, or resumes from a pause, which takes 15 s and more"
+    if found is ConnectTimeoutError:
+        return (
+            "; nothing answered: check that a security group admits this machine to the port, and"
+            " that there is a route into the VPC"
+        )
+    if re.search(_CLOSED, text) and not re.search(_TRANSIENT, text):
+        return (
+            f"; the host answers and nobody listens at port {target.port}: check port=, that the"
+            " cluster is not stopped, and that a tunnel or proxy in between is up (a security group"
+            " that shuts one out mostly keeps silent, a firewall may refuse like this)"
+        )
+    if "server does not support SSL" in text:
+        return "; what listens there speaks no TLS: check host and port"
+    return ""
+
+
+def _authentication_advice(target: Target, text: str) -> str:
+    if "has no credentials for the role" in text:
+        return f"; RDS Proxy needs a secret of its own for {target.user!r}: aws rds modify-db-proxy"
+    if "no encryption" in text or "requires TLS" in text or "only with SSL" in text:
+        return "; the server demands TLS: leave sslmode at its default, 'verify-full'"
+    if "permission denied for database" in text:
+        return f'; GRANT CONNECT ON DATABASE "{target.database}" TO "{target.user}"'
+    if target.method == "password":
+        return (
+            "; check user and password, and that the role is not granted rds_iam, which takes"
+            " precedence over a password"
+        )
+    resource = target.connect_resource or _resource_to_fill_in(target)
+    # Who looked the cluster up knows that it is on.
+    is_on = target.connect_resource or target.kind == "proxy"
+    switch = (
+        ""
+        if is_on
+        else (
+            " that IAM authentication is on (aws rds modify-db-cluster"
+            " --enable-iam-database-authentication);"
+        )
+    )
+    return (
+        f'; check that the role exists and is granted it: GRANT rds_iam TO "{target.user}";'
+        f"{switch} that the AWS identity may rds-db:connect on {resource}/{target.user}; that its"
+        " credentials have not expired, and this machine's clock is right, as a token holds for"
+        " 900 s; and that the endpoint is the cluster's own, as a token cannot be signed for a"
+        " CNAME"
+    )
+
+
+def _resource_to_fill_in(target: Target) -> str:
+    region = target.region or "REGION"
+    # "Creating and using an IAM policy for IAM database access" in the Aurora user guide.
+    resource = "prx-RESOURCE_ID" if target.kind == "proxy" else "CLUSTER_RESOURCE_ID"
+    partition = _by_region(_PARTITIONS, region)
+    return f"arn:{partition}:rds-db:{region}:ACCOUNT:dbuser:{resource}"
+
+
+def _by_region(table: Mapping[str, str], region: str) -> str:
+    return next(value for start, value in table.items() if region.startswith(start))
+
+
+def _certificate_advice(target: Target, text: str) -> str:
+    if "does not match host name" in text:
+        return (
+            "; connect by the endpoint's own name; for an alias pass the alias as cluster and the"
+            " endpoint it stands for as endpoint="
+        )
+    # OpenSSL knows which of the two it is; libpq does not tell.
+    return (
+        f"; its authority is not in the trust store {target.sslrootcert!r}: pass one that holds it"
+        " as sslrootcert= or PGSSLROOTCERT (Amazon publishes its own at"
+        f" {_by_region(_TRUST_STORES, target.region or '')}); or a certificate, the server's or one"
+        " in the store, has expired or this machine's clock is wrong: openssl s_client -starttls"
+        f" postgres -connect {target.host}:{target.port} tells"
+    )

@@ -1,0 +1,222 @@
+"""All that one connection attempt needs, gathered by one call from what a user passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from langgraph_aurora_store import config
+from langgraph_aurora_store.aws.session import Aws, Session
+from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
+from langgraph_aurora_store.connect.connect_errors import Target
+from langgraph_aurora_store.connect.credentials import (
+    Credentials,
+    IamCredentials,
+    PasswordCredentials,
+    Secret,
+    SecretsManagerCredentials,
+)
+from langgraph_aurora_store.connect.tls import Tls, verify
+from langgraph_aurora_store.errors import (
+    AuthenticationError,
+    CertificateError,
+    ConfigurationError,
+    HostNotFoundError,
+    IamAuthenticationDisabledError,
+)
+from langgraph_aurora_store.validation import check
+
+APPLICATION_NAME = "langgraph-aurora-store"
+
+
+class ConnectionFactory(NamedTuple):
+    """What a pool asks before each connection. Immutable; thread-safe; the repr holds no secret.
+
+    What is ``None`` here comes from the secret of `SecretsManagerCredentials`, else from the
+    ``default_`` of the same name, the environment's say.
+    """
+
+    cluster: Cluster | None
+    user: str | None
+    database: str | None
+    credentials: Credentials
+    tls: Tls
+    role: Literal["writer", "reader"] = "writer"
+    application_name: str = APPLICATION_NAME
+    port: int | None = None
+    default_cluster: Cluster | None = None
+    default_user: str | None = None
+    default_database: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call a pool of these connections: the cluster's name as it was given."""
+        cluster = self.cluster or self.default_cluster
+        return cluster.name if cluster else "aurora"
+
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments for `AuroraConnection.connect`, with a login made now. Blocking.
+
+        No start-up ``options`` are sent, which poolers refuse.
+
+        Raises:
+            AuroraStoreError: the cluster, its alias or the credentials could not be had.
+        """
+        secret = self._secret()
+        endpoint = self._endpoint(secret)
+        login = self.credentials.login(endpoint, self.user or secret.username or self.default_user)
+        target = self._target(endpoint, login.user)
+        return {
+            "target": target,
+            "host": endpoint.host,
+            "hostaddr": endpoint.hostaddr,
+            "port": endpoint.port,
+            "dbname": target.database,
+            "user": login.user,
+            "password": login.password,
+            "application_name": self.application_name,
+            "gssencmode": "disable",  # RDS offers none over its endpoints, and asking costs a trip
+            "autocommit": True,
+            # A pooler hands statements of one client to many servers: none may stay prepared.
+            "prepare_threshold": None if endpoint.kind == "proxy" else 0,
+            **self.tls.parameters(),
+        }
+
+    def refused(self, error: Exception) -> None:
+        """Drop what was remembered and may be why an attempt failed."""
+        if isinstance(error, AuthenticationError):
+            self.credentials.refused()
+        stale = HostNotFoundError | CertificateError | IamAuthenticationDisabledError
+        cluster = self.cluster or self.default_cluster
+        if cluster and isinstance(error, stale):
+            cluster.forget()
+
+    def _secret(self) -> Secret:
+        if isinstance(self.credentials, SecretsManagerCredentials):
+            return self.credentials.secret()
+        return Secret("")
+
+    def _endpoint(self, secret: Secret) -> Endpoint:
+        cluster = self.cluster
+        if cluster is None and secret.host:
+            cluster = Cluster(secret.host)
+        cluster = cluster or self.default_cluster
+        if cluster is None:
+            raise ConfigurationError(
+                "neither the secret's 'host' nor anything else names the cluster; pass cluster= or"
+                " set AURORA_CLUSTER"
+            )
+        endpoint = cluster.writer() if self.role == "writer" else cluster.reader()
+        secret_port = secret.port if endpoint.host == secret.host else None
+        return endpoint._replace(
+            port=self.port or secret_port or endpoint.port,
+            database=self.database or secret.dbname or self.default_database or endpoint.database,
+        )
+
+    def _target(self, endpoint: Endpoint, user: str) -> Target:
+        if endpoint.database is None:
+            raise ConfigurationError(
+                f"no database is known at {endpoint.host!r}; pass database= or set AURORA_DATABASE"
+            )
+        return Target(
+            user=user,
+            host=endpoint.host,
+            port=endpoint.port,
+            database=endpoint.database,
+            region=endpoint.region,
+            kind=endpoint.kind,
+            method=self.credentials.method,
+            hostaddr=endpoint.hostaddr,
+            connect_resource=endpoint.connect_resource,
+            sslmode=self.tls.sslmode,
+            sslrootcert=self.tls.sslrootcert,
+        )
+
+
+def connection_factory(
+    cluster: str | None = None,
+    *,
+    user: str | None = None,
+    database: str | None = None,
+    region: str | None = None,
+    port: int | None = None,
+    endpoint: str | None = None,
+    session: Session | None = None,
+    credentials: Credentials | None = None,
+    sslmode: str = "verify-full",
+    sslrootcert: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ConnectionFactory:
+    """Gather and check everything that can be checked without I/O; nothing is contacted.
+
+    What is left out comes from ``AURORA_CLUSTER``, ``AURORA_USER``, ``AURORA_DATABASE``,
+    ``AWS_REGION`` and ``PGSSLROOTCERT`` in ``environ`` (the process's own by default), or from the
+    secret of `SecretsManagerCredentials`. ``session`` also signs for the default credentials.
+
+    Raises:
+        ConfigurationError: something is missing or wrong, naming parameter and variable.
+    """
+    check(
+        cluster=cluster,
+        user=user,
+        database=database,
+        region=region,
+        port=port,
+        endpoint=endpoint,
+        session=session,
+        credentials=credentials,
+    )
+    defaults = config.connect_defaults(environ)
+    aws = Aws(session)
+    named = partial(Cluster, region=region, port=port, session=aws, environ=environ)
+    given = cluster or endpoint
+    factory = ConnectionFactory(
+        cluster=named(given, endpoint=endpoint) if given else None,
+        user=user,
+        database=database,
+        credentials=credentials or IamCredentials(aws, environ=environ),
+        tls=verify(sslmode, sslrootcert, environ=environ),
+        port=port,
+        default_cluster=None if given or not defaults.cluster else named(defaults.cluster),
+        default_user=defaults.user,
+        default_database=defaults.database,
+    )
+    _check(factory)
+    return factory
+
+
+def _check(factory: ConnectionFactory) -> None:
+    cluster = factory.cluster or factory.default_cluster
+    if isinstance(factory.credentials, IamCredentials) and cluster:
+        _check_signable(cluster)
+    if isinstance(factory.credentials, SecretsManagerCredentials):
+        return  # the secret may know the rest
+    if cluster is None:
+        raise ConfigurationError(
+            "no cluster: pass cluster=, its identifier, ARN or endpoint host name, or set"
+            " AURORA_CLUSTER"
+        )
+    no_user = factory.user is None and factory.default_user is None
+    if no_user and isinstance(factory.credentials, IamCredentials | PasswordCredentials):
+        raise ConfigurationError("no user: pass user=, the database role, or set AURORA_USER")
+    no_database = factory.database is None and factory.default_database is None
+    if no_database and not cluster.needs_lookup:
+        raise ConfigurationError(
+            f"no database: {cluster.name!r} does not tell; pass database= or set AURORA_DATABASE"
+        )
+
+
+def _check_signable(cluster: Cluster) -> None:
+    if cluster.can_be_signed_for:
+        return
+    if cluster.kind == "custom":
+        raise ConfigurationError(
+            f"RDS accepts no IAM token for a custom endpoint, {cluster.name!r}; pass the cluster's"
+            " writer or reader endpoint, or that of an instance"
+        )
+    raise ConfigurationError(
+        f"RDS accepts no IAM token for an alias, {cluster.name!r}; pass the endpoint it stands for"
+        " as well, endpoint='NAME.cluster-ID.REGION.rds.amazonaws.com'"
+    )

@@ -1,0 +1,213 @@
+"""What a pool learns of its connections, and how long a caller keeps asking for one. No I/O."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+import psycopg_pool
+from psycopg_pool.base import AttemptWithBackoff
+from typing_extensions import override
+
+from langgraph_aurora_store.connect.connect_errors import (
+    copy_for_raise,
+    is_port_closed,
+    is_transient,
+    is_unreachable,
+)
+from langgraph_aurora_store.connect.connection import AnyConnection
+from langgraph_aurora_store.errors import (
+    ConnectError,
+    PoolClosedError,
+    PoolFullError,
+    PoolTimeoutError,
+)
+
+# Applications filter by the name of 0.1.0.
+logger = logging.getLogger("langgraph_aurora_store.connect.patience")
+
+_FIRST_REST_S = 0.05
+_LONGEST_REST_S = 0.5
+# How long a port is tried that was never open: a wrong one, or a server that is about to listen.
+_GRACE_S = 0.4
+# How psycopg_pool ends a wait without a connection.
+POOL_ERRORS = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests)
+
+
+class OnlyAttempt(AttemptWithBackoff):
+    """An attempt after which psycopg_pool calls `reconnect_failed` and schedules no other."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=0.0)
+
+    @override
+    def time_to_give_up(self, now: float) -> bool:
+        return True
+
+
+class ConnectFailure(Exception):  # noqa: N818 - a message to a waiting caller, which never leaves here
+    """Carries what refused a connection to a caller that waits for it."""
+
+    def __init__(self, error: Exception, *, begun_at: float) -> None:
+        super().__init__(str(error))
+        self.error = copy_for_raise(error)
+        self.begun_at = begun_at
+
+
+class PoolHealth:
+    """What a pool has learned of its connections and of its server. Thread-safe.
+
+    After a transient error the pool waits before the next attempt: 50 ms, doubled up to half a
+    second, with jitter, so that a server that is back serves within that and is not overrun.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        check_after_idle_s: float | None,
+        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        spread: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.name = name
+        self._check_after_idle_s = check_after_idle_s
+        self._wall_clock = wall_clock
+        self._clock = clock
+        self._spread = spread
+        self._lock = threading.Lock()
+        self._made: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
+        self._was_reached = False
+        self._last_error: Exception | None = None
+        self.last_error_begun_at = 0.0
+        self._failures = 0
+        self._failing_since = 0.0
+        self._rest_until = 0.0
+        self._renewed_at = 0.0
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Why the last attempt failed; ``None`` when it succeeded."""
+        return self._last_error
+
+    def is_alive(self) -> bool:
+        """Whether a connection is open, as far as is known: waiting callers can hope for it."""
+        with self._lock:
+            return any(not connection.closed for connection in self._made)
+
+    def is_retryable(self, error: Exception) -> bool:
+        """Whether trying again may help, with nothing changed by the user.
+
+        At first, no answer means a wrong name or a closed way in; once the server has answered, it
+        is transient. So is a closed port, for a moment in which a server that starts may open it.
+        """
+        if is_transient(error) or (self._was_reached and is_unreachable(error)):
+            return True
+        return is_port_closed(error) and self._clock() - self._failing_since < _GRACE_S
+
+    def succeeded(self, connection: AnyConnection) -> None:
+        """A connection was made, and idles until somebody asks for it."""
+        connection.idle_since = self._wall_clock()
+        with self._lock:
+            self._made.add(connection)
+            was_troubled = self._last_error is not None
+            self._was_reached = True
+            self._last_error = None
+            self._failures = 0
+            self._rest_until = 0.0
+        if was_troubled:
+            logger.info("pool %r connects again", self.name)
+
+    def failed(self, error: Exception, *, begun_at: float) -> None:
+        """An attempt failed that began at this time of the monotonic clock; warns of news."""
+        with self._lock:
+            self.last_error_begun_at = begun_at
+            if not self._failures:
+                self._failing_since = self._clock()
+            is_news = str(error) != str(self._last_error)
+            self._last_error = error
+            self._failures += 1
+            if self.is_retryable(error):
+                longest = min(_FIRST_REST_S * 2 ** min(self._failures, 10), _LONGEST_REST_S)
+                self._rest_until = self._clock() + self._spread(longest / 2, longest)
+        level = logging.WARNING if is_news else logging.DEBUG
+        logger.log(level, "pool %r: %s", self.name, error)
+
+    def backoff_s(self) -> float:
+        """How long to leave the server alone; 0 when it is well or a connection is open."""
+        left_s = self._rest_until - self._clock()
+        return left_s if left_s > 0 and not self.is_alive() else 0.0
+
+    def returned(self, connection: AnyConnection) -> None:
+        """A connection came back, and idles from now on."""
+        connection.idle_since = self._wall_clock()
+
+    def is_idle_too_long(self, connection: AnyConnection) -> bool:
+        """Whether to try a connection before use; also when the clock was set back."""
+        if self._check_after_idle_s is None or connection.idle_since is None:
+            return False
+        return not 0 <= self._wall_clock() - connection.idle_since <= self._check_after_idle_s
+
+    def should_renew(self, dead: AnyConnection) -> bool:
+        """Whether a dead connection is news, so that those that idled with it are suspect."""
+        with self._lock:
+            is_news = dead.idle_since is not None and dead.idle_since >= self._renewed_at
+            if is_news:
+                self._renewed_at = self._wall_clock()
+            return is_news
+
+
+class AcquireDeadline:
+    """One caller's wait for a connection, failed attempts and pauses included."""
+
+    def __init__(self, timeout_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._begun_at = clock()
+        self._deadline = self._begun_at + timeout_s
+
+    def began_after(self, moment: float) -> bool:
+        """Whether the caller came after a moment of the same clock."""
+        return self._begun_at > moment
+
+    def left_s(self) -> float:
+        """How long the caller may still wait; 0 or less when its time is up."""
+        return self._deadline - self._clock()
+
+    def backoff_s(self, health: PoolHealth) -> float:
+        """How long to rest now, within the caller's time."""
+        return max(min(health.backoff_s(), self.left_s()), 0.0)
+
+    def ended_by(
+        self, error: Exception, health: PoolHealth, *, size: int, max_size: int, max_waiting: int
+    ) -> ConnectError:
+        """The error for a wait that psycopg_pool has ended with one of `POOL_ERRORS`."""
+        if isinstance(error, psycopg_pool.PoolClosed):
+            return PoolClosedError(
+                f"the pool of {health.name!r} is closed; ask the store for a connection, which"
+                " opens a new pool"
+            )
+        if isinstance(error, psycopg_pool.TooManyRequests):
+            return PoolFullError(
+                f"{max_waiting} callers wait already for the {max_size} connections to"
+                f" {health.name!r}; ask again later, or raise max_waiting={max_waiting} or"
+                f" max_size={max_size} in PoolSettings"
+            )
+        return self._timed_out(health.last_error, size=size, max_size=max_size)
+
+    def _timed_out(
+        self, last_error: Exception | None, *, size: int, max_size: int
+    ) -> PoolTimeoutError:
+        why = (
+            f"the last attempt to make one: {last_error}"
+            if last_error
+            else f"{size} of at most {max_size} exist and are in use or still being made; raise"
+            " max_size, or hold connections for shorter"
+        )
+        error = PoolTimeoutError(f"no connection within {self._timeout_s:.2f} s; {why}")
+        error.__cause__ = last_error
+        return error

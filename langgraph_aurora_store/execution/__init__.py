@@ -1,0 +1,1 @@
+"""Flows performed on connections: operations, executors, and what runs beside them."""

@@ -1,0 +1,335 @@
+"""Drivers: they perform the steps of a flow, one blocking, one for asyncio, and nothing else.
+
+What a step raises is thrown into the flow, which may choose another way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    nullcontext,
+    suppress,
+)
+from typing import Any, TypeAlias, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, BaseConnection, Connection, Cursor
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import TupleRow, tuple_row
+
+from langgraph_aurora_store.connect.cancellation import run_shielded
+from langgraph_aurora_store.embeddings.base import EmbedsQueries
+from langgraph_aurora_store.embeddings.requests import text_labels
+from langgraph_aurora_store.execution import pgvector_types
+from langgraph_aurora_store.execution.operations import Operations, labels_of
+from langgraph_aurora_store.sql.flow import (
+    Autocommit,
+    Embed,
+    Flow,
+    Rows,
+    Sleep,
+    Statement,
+    Step,
+    Transaction,
+    Vectors,
+)
+
+T = TypeVar("T")
+Conn: TypeAlias = Connection[Any]
+AsyncConn: TypeAlias = AsyncConnection[Any]
+Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
+AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
+
+# Queries that are embedded at a time by a model that takes them one by one.
+_QUERIES_AT_ONCE = 16
+
+
+# A pipeline is one transaction up to its end without them, and what only reads is fine with that.
+# But when a transaction fails in its end, psycopg 3.3 loses the reason and then the connection.
+_BEGIN, _COMMIT = Statement("BEGIN"), Statement("COMMIT")
+_TYPES = Transaction((Statement(pgvector_types.TYPES),))
+
+
+class Executor:
+    """Performs flows by blocking; any number of threads at a time."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    def run(self, flow: Flow[T], connect: Connect) -> T:
+        """The flow's result; a connection is had for each `Transaction`, and held for it only."""
+        return self._run_flow(flow, connect, prepare=None)
+
+    def run_on(self, flow: Flow[T], conn: Conn) -> T:
+        """The flow's result, all of it on one connection."""
+        # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
+        return self._run_flow(flow, lambda: nullcontext(conn), prepare=False)
+
+    def _run_flow(self, flow: Flow[T], connect: Connect, *, prepare: bool | None) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = self._perform(step, connect, prepare=prepare)
+                except BaseException as exc:
+                    step = flow.throw(exc)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _perform(self, step: Step, connect: Connect, *, prepare: bool | None) -> object:
+        if isinstance(step, Embed):
+            return Vectors(self._documents(step), self._queries(step.queries))
+        if isinstance(step, Sleep):
+            time.sleep(step.seconds)
+            return None
+        with connect() as conn:
+            self._register(conn)
+            if isinstance(step, Autocommit):
+                with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
+                    cursor = _send(conn, step.statement, prepare=prepare)
+                return _rows(cursor)
+            if len(step.statements) == 1 and _is_plain(conn):
+                return [_rows(_send(conn, step.statements[0], prepare=prepare))]
+            return [_rows(cursor) for cursor in _run(conn, step, prepare=prepare)]
+
+    def _documents(self, step: Embed) -> list[list[float]]:
+        if not step.documents:
+            return []
+        with text_labels(labels_of(step.labels)):
+            return self._operations.embedder.embed_documents(list(step.documents))
+
+    def _queries(self, queries: Sequence[str]) -> list[list[float]]:
+        if not queries:
+            return []
+        embedder = self._operations.embedder
+        if len(queries) == 1:
+            return [embedder.embed_query(queries[0])]
+        if isinstance(embedder, EmbedsQueries):
+            return embedder.embed_queries(list(queries))
+        with ThreadPoolExecutor(_QUERIES_AT_ONCE) as threads:
+            context = contextvars.copy_context
+            asked = [threads.submit(context().run, embedder.embed_query, q) for q in queries]
+            return [each.result() for each in asked]
+
+    def _register(self, conn: Conn) -> None:
+        """Teach a connection pgvector's types, once the database has them."""
+        pgvector = self._operations.pgvector
+        if self._operations.embeddings is None or pgvector.is_registered(conn):
+            return
+        if not pgvector.types:
+            (types,) = _run(conn, _TYPES, prepare=False)
+            pgvector.types = _rows(types)
+        pgvector.register(conn)
+
+
+class AsyncExecutor:
+    """The asyncio twin of `Executor`; any number of tasks at a time, in one event loop or several.
+
+    ``keeps_connection`` is for a store on one connection: nobody makes it another one.
+    """
+
+    def __init__(self, operations: Operations, *, keeps_connection: bool) -> None:
+        self._operations = operations
+        self._keeps_connection = keeps_connection
+
+    async def run(self, flow: Flow[T], connect: AsyncConnect) -> T:
+        """The flow's result; a connection is had for each `Transaction`, and held for it only."""
+        return await self._run_flow(flow, connect, prepare=None)
+
+    async def run_on(self, flow: Flow[T], conn: AsyncConn) -> T:
+        """The flow's result, all of it on one connection."""
+        # As in the blocking twin.
+        return await self._run_flow(flow, lambda: nullcontext(conn), prepare=False)
+
+    async def _run_flow(self, flow: Flow[T], connect: AsyncConnect, *, prepare: bool | None) -> T:
+        heard = _cancellations()
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = await self._perform(step, connect, prepare=prepare)
+                    _raise_if_cancelled(heard)
+                except BaseException as exc:
+                    heard = _cancellations()
+                    step = flow.throw(exc)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _perform(self, step: Step, connect: AsyncConnect, *, prepare: bool | None) -> object:
+        if isinstance(step, Embed):
+            return Vectors(
+                *await asyncio.gather(self._documents(step), self._queries(step.queries))
+            )
+        if isinstance(step, Sleep):
+            await asyncio.sleep(step.seconds)
+            return None
+        if self._keeps_connection:
+            return await run_shielded(
+                connect, lambda conn: self._perform_on(conn, step, prepare=prepare)
+            )
+        async with connect() as conn:
+            return await self._perform_on(conn, step, prepare=prepare)
+
+    async def _perform_on(
+        self, conn: AsyncConn, step: Transaction | Autocommit, *, prepare: bool | None
+    ) -> object:
+        await self._register(conn)
+        if isinstance(step, Autocommit):
+            async with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
+                cursor = await _asend(conn, step.statement, prepare=prepare)
+            return await _arows(cursor)
+        if len(step.statements) == 1 and _is_plain(conn):
+            return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
+        return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
+
+    async def _documents(self, step: Embed) -> list[list[float]]:
+        if not step.documents:
+            return []
+        with text_labels(labels_of(step.labels)):
+            return await self._operations.embedder.aembed_documents(list(step.documents))
+
+    async def _queries(self, queries: Sequence[str]) -> list[list[float]]:
+        if not queries:
+            return []
+        embedder = self._operations.embedder
+        if len(queries) > 1 and isinstance(embedder, EmbedsQueries):
+            return await embedder.aembed_queries(list(queries))
+        return await asyncio.gather(*map(embedder.aembed_query, queries))
+
+    async def _register(self, conn: AsyncConn) -> None:
+        """Teach a connection pgvector's types, once the database has them."""
+        pgvector = self._operations.pgvector
+        if self._operations.embeddings is None or pgvector.is_registered(conn):
+            return
+        if not pgvector.types:
+            (types,) = await _arun(conn, _TYPES, prepare=False)
+            pgvector.types = await _arows(types)
+        pgvector.register(conn)
+
+
+def _run(conn: Conn, run: Transaction, *, prepare: bool | None) -> list[Cursor[TupleRow]]:
+    if not conn.autocommit:
+        with conn.transaction():
+            return _sent(conn, run.statements, prepare=prepare)
+    begin, commit = _frame(conn, run)
+    try:
+        cursors = _sent(conn, (*begin, *run.statements, *commit), prepare=prepare)
+    except BaseException:
+        if begin:
+            with suppress(psycopg.Error):
+                conn.rollback()
+        raise
+    return cursors[len(begin) : len(cursors) - len(commit)]
+
+
+def _cancellations() -> int:
+    """How often the running task was asked to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+def _raise_if_cancelled(heard: int) -> None:
+    """Raise what was swallowed: before 3.12, psycopg waits by an ``asyncio.wait_for`` that may."""
+    if _cancellations() > heard:
+        raise asyncio.CancelledError
+
+
+def _is_plain(conn: Conn | AsyncConn) -> bool:
+    """Whether a lone statement is a transaction of its own, and its answer comes at once."""
+    return conn.autocommit and not _is_in_pipeline(conn)
+
+
+def _is_in_pipeline(conn: Conn | AsyncConn) -> bool:
+    return conn.pgconn.pipeline_status != PipelineStatus.OFF
+
+
+def _sent(
+    conn: Conn, statements: Sequence[Statement], *, prepare: bool | None
+) -> list[Cursor[TupleRow]]:
+    """All at once; the first error is raised when the pipeline has ended.
+
+    Where a block raises, psycopg warns in its log of each error that follows from the first.
+    """
+    errors: list[psycopg.Error] = []
+    try:
+        with conn.pipeline():
+            try:
+                return [_send(conn, statement, prepare=prepare) for statement in statements]
+            except psycopg.Error as exc:
+                errors.append(exc)
+    except psycopg.Error as exc:
+        errors.append(exc)
+    raise errors[0]
+
+
+def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:
+    cursor = conn.cursor(binary=True, row_factory=tuple_row)
+    return cursor.execute(statement.sql, statement.params, prepare=prepare)
+
+
+def _rows(cursor: Cursor[TupleRow]) -> Rows:
+    return Rows(() if cursor.rownumber is None else cursor.fetchall(), cursor.rowcount)
+
+
+async def _arun(
+    conn: AsyncConn, run: Transaction, *, prepare: bool | None
+) -> list[AsyncCursor[TupleRow]]:
+    if not conn.autocommit:
+        async with conn.transaction():
+            return await _asent(conn, run.statements, prepare=prepare)
+    begin, commit = _frame(conn, run)
+    try:
+        cursors = await _asent(conn, (*begin, *run.statements, *commit), prepare=prepare)
+    except BaseException:
+        if begin:
+            with suppress(psycopg.Error):
+                await conn.rollback()
+        raise
+    return cursors[len(begin) : len(cursors) - len(commit)]
+
+
+async def _asent(
+    conn: AsyncConn, statements: Sequence[Statement], *, prepare: bool | None
+) -> list[AsyncCursor[TupleRow]]:
+    """As the blocking twin."""
+    errors: list[psycopg.Error] = []
+    try:
+        async with conn.pipeline():
+            try:
+                return [await _asend(conn, statement, prepare=prepare) for statement in statements]
+            except psycopg.Error as exc:
+                errors.append(exc)
+    except psycopg.Error as exc:
+        errors.append(exc)
+    raise errors[0]
+
+
+async def _asend(
+    conn: AsyncConn, statement: Statement, *, prepare: bool | None
+) -> AsyncCursor[TupleRow]:
+    cursor = conn.cursor(binary=True, row_factory=tuple_row)
+    return await cursor.execute(statement.sql, statement.params, prepare=prepare)
+
+
+def _frame(
+    conn: BaseConnection[Any], run: Transaction
+) -> tuple[tuple[Statement, ...], tuple[Statement, ...]]:
+    """What goes before and after the statements, unless the connection's owner has begun."""
+    is_idle = conn.info.transaction_status is TransactionStatus.IDLE
+    return ((_BEGIN,), (_COMMIT,)) if run.writes and is_idle else ((), ())
+
+
+async def _arows(cursor: AsyncCursor[TupleRow]) -> Rows:
+    return Rows(() if cursor.rownumber is None else await cursor.fetchall(), cursor.rowcount)

@@ -1,0 +1,64 @@
+"""pgvector's values on the wire: binary, whatever schema the extension lives in."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg import BaseConnection
+from psycopg.types import TypeInfo
+
+# The OIDs of an extension's types differ from database to database, and other types may have their
+# names in other schemas.
+TYPES = """
+SELECT t.typname::text, t.oid, t.typarray
+FROM pg_type AS t JOIN pg_extension AS e ON e.extnamespace = t.typnamespace
+WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec')
+"""
+
+
+class TypeRegistry:
+    """Which OIDs a store's database has given to pgvector's types, and which connections know.
+
+    Shared by any number of threads and loops: what two of them find out at once is the same.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing again: an extension made anew, or another database, has other OIDs."""
+        self.types: Sequence[tuple[Any, ...]] = ()
+        self._registered: weakref.WeakSet[BaseConnection[Any]] = weakref.WeakSet()
+
+    def is_registered(self, connection: BaseConnection[Any]) -> bool:
+        """Whether a connection knows the types."""
+        return connection in self._registered
+
+    def register(self, connection: BaseConnection[Any]) -> None:
+        """Let a connection know the types, once the database has them."""
+        if self.types:
+            register(connection, self.types)
+            self._registered.add(connection)
+
+
+def register(connection: BaseConnection[Any], types: Iterable[tuple[Any, ...]]) -> None:
+    """Let a connection send pgvector's values, alone and in arrays; ``types`` is `TYPES`'s rows.
+
+    What it receives stays as it was: other code may read vectors on the same connection.
+    """
+    from pgvector import HalfVector, Vector
+    from pgvector.psycopg.halfvec import HalfVectorBinaryDumper, HalfVectorDumper
+    from pgvector.psycopg.vector import VectorBinaryDumper, VectorDumper
+
+    classes = {
+        "vector": (Vector, VectorDumper, VectorBinaryDumper),
+        "halfvec": (HalfVector, HalfVectorDumper, HalfVectorBinaryDumper),
+    }
+    for name, oid, array_oid in types:
+        # Not TypeInfo.register(): it makes the arrays' loaders too.
+        connection.adapters.types.add(TypeInfo(name, oid, array_oid))
+        cls, *dumpers = classes[name]
+        for dumper in dumpers:
+            connection.adapters.register_dumper(cls, type(dumper.__name__, (dumper,), {"oid": oid}))

@@ -1,0 +1,302 @@
+"""Who may enter: the gate's decisions and what it counts, without any I/O of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, TypedDict
+from urllib.parse import parse_qsl, quote, urlsplit
+
+NOT_AUTHORIZED = "28000"  # invalid_authorization_specification
+
+
+class Answer(TypedDict, total=False):
+    """What the relay is to do with a client."""
+
+    go: Literal["ask", "in", "refuse"]
+    code: str
+    text: str
+
+
+@dataclass(slots=True)
+class Policy:
+    """What the owner may change while the cluster is up."""
+
+    iam_enabled: bool = True
+    refuse_next: int = 0
+    resume_s: float | None = None  # set while paused
+
+
+class Admission:
+    """Decides on each client and keeps count; thread-safe.
+
+    Args:
+        door: what a token must have been signed for.
+        keys: whose signatures are good.
+        clock: seconds since the epoch, for the age of tokens only.
+        has_rds_iam: whether a role is a member of ``rds_iam``.
+        reserved: the role that RDS lets nobody use.
+    """
+
+    def __init__(
+        self,
+        *,
+        door: TokenScope,
+        keys: Keys,
+        clock: Callable[[], float],
+        has_rds_iam: Callable[[str], bool],
+        reserved: str,
+    ) -> None:
+        self.door = door
+        self.keys = keys
+        self.policy = Policy()
+        self.accepted = 0
+        self.refusals: Counter[str] = Counter()
+        self.tokens: list[str] = []
+        self._clock = clock
+        self._has_rds_iam = has_rds_iam
+        self._reserved = reserved
+        self._changed = threading.Condition()
+        self._awake_at = 0.0
+        self._closed = False
+
+    def answer(self, question: Mapping[str, object]) -> Answer:
+        """Answer one question of the relay."""
+        match question:
+            case {"ask": "enter", "user": str(user), "encrypted": bool(encrypted), **rest}:
+                where = f'user "{user}", database "{rest.get("database")}"'
+                return self._enter(user, f'host "{rest.get("peer")}", {where}', encrypted=encrypted)
+            case {"ask": "token", "user": str(user), "token": str(token)}:
+                return self._judge(user, token)
+            case {"ask": "admitted"}:
+                with self._changed:
+                    self.accepted += 1
+                return Answer(go="in")
+            case {"ask": "refused", "code": str(code)}:
+                return self._refuse(code, "")
+        raise ValueError(f"the relay asked {question.get('ask')!r}")
+
+    def counted(self) -> Counter[str]:
+        """The refusals so far; a copy."""
+        with self._changed:
+            return Counter(self.refusals)
+
+    def reset(self) -> None:
+        """Go back to the policy of the start; nobody waits any longer."""
+        with self._changed:
+            self.policy = Policy()
+            self._awake_at = 0.0
+            self._changed.notify_all()
+
+    def _enter(self, user: str, whence: str, *, encrypted: bool) -> Answer:
+        if not encrypted:
+            # PostgreSQL's auth.c. RDS was also seen to say "pg_hba.conf rejects connection for" in
+            # this case: github.com/haines/pg-aws_rds_iam/issues/582, rust-postgres/issues/1108.
+            text = f"no pg_hba.conf entry for {whence}, no encryption"
+            return self._refuse("plain-text", text)
+        if user == self._reserved:
+            text = f"pg_hba.conf rejects connection for {whence}, SSL encryption"
+            return self._refuse("reserved-user", text)
+        self._wake()
+        return Answer(go="ask" if self._has_rds_iam(user) else "in")
+
+    def _judge(self, user: str, token: str) -> Answer:
+        reason = reason_to_refuse(
+            token, user=user, door=self.door, keys=self.keys, now=self._clock()
+        )
+        with self._changed:
+            self.tokens.append(hashlib.sha256(token.encode()).hexdigest())
+            if reason is None and not self.policy.iam_enabled:
+                reason = "iam-disabled"
+            if reason is None and self.policy.refuse_next > 0:
+                self.policy.refuse_next -= 1
+                reason = "intermittent"
+        if reason is None:
+            return Answer(go="in")
+        return self._refuse(reason, f'PAM authentication failed for user "{user}"')
+
+    def _refuse(self, reason: str, text: str) -> Answer:
+        with self._changed:
+            self.refusals[reason] += 1
+        return Answer(go="refuse", code=NOT_AUTHORIZED, text=text)
+
+    def pause(self, resume_s: float) -> None:
+        """Let the next client wait ``resume_s`` seconds, and all that come meanwhile."""
+        with self._changed:
+            self.policy.resume_s = resume_s
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            if self.policy.resume_s is not None:
+                self._awake_at = time.monotonic() + self.policy.resume_s
+                self.policy.resume_s = None
+            while not self._closed and (left_s := self._awake_at - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+
+
+MAX_AGE_S = 900  # "Each token has a lifetime of 15 minutes", RDS user guide
+CLOCK_SKEW_S = 300  # a signature may lie this far in the future, as for other AWS requests
+ALGORITHM = "AWS4-HMAC-SHA256"
+SERVICE = "rds-db"
+EMPTY_BODY = hashlib.sha256(b"").hexdigest()
+REQUIRED = frozenset(
+    {"Action", "DBUser"}
+    | {f"X-Amz-{name}" for name in ("Algorithm", "Credential", "Date", "Expires", "Signature")}
+    | {"X-Amz-SignedHeaders"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The long-term or temporary AWS keys whose signatures are accepted."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScope:
+    """What a token must have been signed for."""
+
+    hosts: frozenset[str]
+    port: int
+    region: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """A token taken apart; nothing in it is verified yet."""
+
+    host: str
+    port: int
+    query: Mapping[str, str] = field(repr=False)
+
+    @property
+    def scope(self) -> list[str]:
+        """Access key, day, region, service and ``aws4_request``."""
+        return self.query["X-Amz-Credential"].rsplit("/", 4)
+
+    @property
+    def signed_at(self) -> float:
+        """When the token was signed, in seconds since the epoch."""
+        date = self.query["X-Amz-Date"]
+        return datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+    @property
+    def lifetime_s(self) -> int:
+        """For how long the token asks to be valid, in seconds."""
+        return int(self.query["X-Amz-Expires"])
+
+
+def reason_to_refuse(
+    token: str, *, user: str, door: TokenScope, keys: Keys, now: float
+) -> str | None:
+    """Name what is wrong with a token, or None when it lets ``user`` in at time ``now``.
+
+    The names: garbage, wrong-action, wrong-host, wrong-port, wrong-user, wrong-service,
+    wrong-region, wrong-access-key, wrong-session-token, bad-signature, expired, not-yet-valid.
+    """
+    claims = _parse(token)
+    if claims is None:
+        return "garbage"
+    return (
+        _wrong_target(claims, user, door)
+        or _wrong_signer(claims, door, keys)
+        or _wrong_age(claims, now)
+    )
+
+
+def _parse(token: str) -> Claims | None:
+    try:
+        parts = urlsplit(f"https://{token}")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True))
+        claims = Claims(parts.hostname or "", parts.port or 443, query)
+        well_formed = (
+            query.keys() >= REQUIRED
+            and query["X-Amz-Algorithm"] == ALGORITHM
+            and parts.path == "/"
+            and len(claims.scope) == 5
+            and claims.signed_at > 0
+            and claims.lifetime_s > 0
+        )
+    except ValueError:
+        return None
+    return claims if well_formed else None
+
+
+def _wrong_target(claims: Claims, user: str, door: TokenScope) -> str | None:
+    if claims.query["Action"] != "connect":
+        return "wrong-action"
+    if claims.host not in door.hosts:
+        return "wrong-host"
+    if claims.port != door.port:
+        return "wrong-port"
+    return None if claims.query["DBUser"] == user else "wrong-user"
+
+
+def _wrong_signer(claims: Claims, door: TokenScope, keys: Keys) -> str | None:
+    access_key, _, region, service, _ = claims.scope
+    if service != SERVICE:
+        return "wrong-service"
+    if region != door.region:
+        return "wrong-region"
+    if access_key != keys.access_key:
+        return "wrong-access-key"
+    if claims.query.get("X-Amz-Security-Token") != keys.session_token:
+        return "wrong-session-token"
+    expected = signature(claims, keys.secret_key).encode()
+    given = claims.query["X-Amz-Signature"].encode()
+    return None if hmac.compare_digest(expected, given) else "bad-signature"
+
+
+def _wrong_age(claims: Claims, now: float) -> str | None:
+    age_s = now - claims.signed_at
+    if age_s > min(claims.lifetime_s, MAX_AGE_S):
+        return "expired"
+    return "not-yet-valid" if age_s < -CLOCK_SKEW_S else None
+
+
+def signature(claims: Claims, secret_key: str) -> str:
+    """The hexadecimal signature these claims have under ``secret_key``."""
+    _, day, region, service, terminator = claims.scope
+    canonical = "\n".join(
+        ("GET", "/", _canonical_query(claims), f"host:{_host_header(claims)}\n", "host", EMPTY_BODY)
+    )
+    to_sign = "\n".join(
+        (
+            ALGORITHM,
+            claims.query["X-Amz-Date"],
+            "/".join((day, region, service, terminator)),
+            hashlib.sha256(canonical.encode()).hexdigest(),
+        )
+    )
+    key = b"AWS4" + secret_key.encode()
+    for part in (day, region, service, terminator):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return hmac.digest(key, to_sign.encode(), "sha256").hex()
+
+
+def _canonical_query(claims: Claims) -> str:
+    pairs = sorted(
+        (quote(name, safe="-_.~"), quote(value, safe="-_.~"))
+        for name, value in claims.query.items()
+        if name != "X-Amz-Signature"
+    )
+    return "&".join(f"{name}={value}" for name, value in pairs)
+
+
+def _host_header(claims: Claims) -> str:
+    return claims.host if claims.port == 443 else f"{claims.host}:{claims.port}"

@@ -1,0 +1,1 @@
+"""What the database must hold: definitions, what is there, the difference, and how it is made."""

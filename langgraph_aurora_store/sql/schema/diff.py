@@ -1,0 +1,251 @@
+"""What separates a database from what the store needs: found by reading, decided without I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from langgraph_aurora_store.config import IndexSettings
+from langgraph_aurora_store.errors import SchemaDriftError, SchemaError, SchemaMissingError
+from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
+from langgraph_aurora_store.sql.schema.definitions import (
+    EMBEDDING_INDEX,
+    Names,
+    Record,
+    SchemaObject,
+    as_text,
+    fewest_vectors,
+    metric_of,
+    opclass,
+    parts,
+    recording,
+    records,
+    version_column,
+)
+from langgraph_aurora_store.sql.schema.introspection import (
+    STORE,
+    VECTORS,
+    VERSIONS,
+    DatabaseState,
+    inspect,
+)
+from langgraph_aurora_store.sql.tables import StoreTables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaDiff:
+    """What is to be done, empty where everything is there.
+
+    ``deferred`` is the approximate index that waits for more vectors.
+    """
+
+    found: DatabaseState
+    names: Names
+    extension: bool = False
+    parts: tuple[SchemaObject, ...] = ()
+    records: tuple[Record, ...] = ()
+    deferred: SchemaObject | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.extension or self.parts or self.records)
+
+    @property
+    def made(self) -> list[SchemaObject]:
+        """The parts that are new as a whole, and so can be made in one transaction."""
+        return [part for part in self.parts if part not in self.built]
+
+    @property
+    def built(self) -> list[SchemaObject]:
+        """The indexes on tables that are in use, to be built while reads and writes go on."""
+        return [it for it in self.parts if it.kind == "index" and it.table in self.found.tables]
+
+    @property
+    def recording(self) -> list[sql.Composed]:
+        """The statements that record what has been done."""
+        return recording(self.names, self.records)
+
+
+def inspect_diff(layout: StoreTables) -> Flow[SchemaDiff]:
+    """Compare the database with the layout, reading only.
+
+    Raises:
+        SchemaDriftError: the vectors are of another shape than the index configuration says.
+        SchemaError: there is no schema to put tables in, or pgvector is too old.
+    """
+    found = yield from inspect(layout)
+    if found.schema is None:
+        raise SchemaError(
+            f"no schema of database {found.database!r} is on the search path; pass schema="
+        )
+    refuse_drift(layout.index, found)
+    if layout.index and found.pgvector:
+        _refuse_old_pgvector(layout.index, found)
+    recorded, vectors = yield from _contents(layout.index, found)
+    return compute_diff(layout.index, found, recorded=recorded, vectors=vectors)
+
+
+def compute_diff(
+    index: IndexSettings | None, found: DatabaseState, *, recorded: Container[Record], vectors: int
+) -> SchemaDiff:
+    """What to do about what was found; ``vectors`` counts the embeddings that are stored."""
+    names = Names(found.schema, found.pgvector_schema)
+    if index and found.pgvector is None:
+        return SchemaDiff(found=found, names=names, extension=True)
+    missing = [it for it in parts(index, names, vectors=vectors) if not it.is_in(found)]
+    waiting = _waiting(index, found, missing, vectors)
+    indexed = index is not None and index.kind != "flat" and waiting is None
+    return SchemaDiff(
+        found=found,
+        names=names,
+        parts=tuple(part for part in missing if part is not waiting),
+        records=tuple(it for it in records(index, indexed=indexed) if it not in recorded),
+        deferred=waiting,
+    )
+
+
+def _contents(index: IndexSettings | None, found: DatabaseState) -> Flow[tuple[set[Record], int]]:
+    """The versions recorded so far and, where it matters, the number of embeddings."""
+    names = Names(found.schema, None)
+    tables = [table for table in VERSIONS if table in found.tables]
+    queries = [
+        sql.SQL("SELECT {} FROM {}").format(sql.Identifier(version_column(it)), names.table(it))
+        for it in tables
+    ]
+    counts = index is not None and index.kind == "ivfflat" and not found.embedding_indexes
+    if counts and VECTORS in found.tables:
+        queries.append(sql.SQL("SELECT count(*) FROM {}").format(names.table(VECTORS)))
+    if not queries:
+        return set(), 0
+    replies = yield Transaction(tuple(Statement(as_text(query)) for query in queries))
+    rows = [(table, row) for table, reply in zip(tables, replies, strict=False) for row in reply]
+    vectors = replies[-1][0][0] if len(replies) > len(tables) else 0
+    return {Record(table, row[0]) for table, row in rows}, vectors
+
+
+def _waiting(
+    index: IndexSettings | None, found: DatabaseState, missing: list[SchemaObject], vectors: int
+) -> SchemaObject | None:
+    """The ``ivfflat`` index when its lists would be made of too little, or by the wrong role."""
+    if index is None or index.kind != "ivfflat":
+        return None
+    if vectors >= fewest_vectors(index, vectors) and found.may_index:
+        return None
+    return next((part for part in missing if part.name == EMBEDDING_INDEX), None)
+
+
+def _refuse_old_pgvector(index: IndexSettings, found: DatabaseState) -> None:
+    needed = (0, 7) if index.vector_type == "halfvec" else (0, 5)
+    if not found.has_pgvector(*needed):
+        raise SchemaError(
+            f"pgvector is {found.pgvector} in database {found.database!r}, but"
+            f" {index.vector_type} with {index.kind} needs {'.'.join(map(str, needed))}:"
+            " an administrator runs ALTER EXTENSION vector UPDATE"
+        )
+
+
+# Applications filter by the name of 0.1.0.
+logger = logging.getLogger("langgraph_aurora_store.sql.drift")
+
+_EXPECTED = {
+    STORE: ("prefix", "key", "value", "created_at", "updated_at"),
+    VECTORS: ("prefix", "key", "field_name", "embedding"),
+}
+
+
+def check(layout: StoreTables) -> Flow[DatabaseState]:
+    """Make sure, at first use, that the store can work on this database.
+
+    One round trip, which only reads the catalogs. A missing index is a warning in the log: the
+    store works without it, only slower.
+
+    Raises:
+        SchemaMissingError: a table or a column is missing; where only the parent has set up the
+            database, ours are.
+        SchemaDriftError: the vectors are of another shape than the index configuration says.
+        SchemaError: a table of that name is not a LangGraph store's.
+    """
+    found = yield from inspect(layout)
+    refuse_drift(layout.index, found)
+    wanted = parts(layout.index, Names(found.schema, found.pgvector_schema))
+    missing = [part for part in wanted if not part.is_in(found)]
+    if absent := [it for it in missing if it.table in _EXPECTED and it.kind != "index"]:
+        raise SchemaMissingError(
+            f"{', '.join(it.name for it in absent)}: not in schema {found.schema!r} of database"
+            f" {found.database!r}; run setup() once, or have an administrator run the SQL of ddl()"
+        )
+    for part in missing:
+        if part.kind == "index":
+            logger.warning("index %s is missing or invalid: setup() builds it", part.name)
+    return found
+
+
+def refuse_drift(index: IndexSettings | None, found: DatabaseState) -> None:
+    """Compare the configuration with what is in the database, as far as it is there.
+
+    Raises:
+        SchemaDriftError: they differ in dimensions, vector type, metric or kind of index.
+        SchemaError: a table of that name is not a LangGraph store's.
+    """
+    for table in _EXPECTED.keys() & found.tables:
+        _refuse_other_table(table, index, found)
+    if index and VECTORS in found.tables:
+        _refuse_other_vectors(index, found)
+        _refuse_other_index(index, found)
+
+
+def _refuse_other_table(table: str, index: IndexSettings | None, found: DatabaseState) -> None:
+    missing = [name for name in _EXPECTED[table] if (table, name) not in found.columns]
+    if missing == ["embedding"]:
+        if index is None:
+            return
+        name = Names(found.schema, None).table(table).as_string()
+        raise SchemaError(
+            f"{name} of database {found.database!r} has lost its column 'embedding', as when the"
+            f" extension vector was dropped; DROP TABLE {name}; then setup(), and put every item"
+            " again"
+        )
+    if missing:
+        raise SchemaError(
+            f"table {table!r} in schema {found.schema!r} of database {found.database!r} is"
+            " not a LangGraph store's; pass schema= to keep the store's tables apart"
+        )
+
+
+def _refuse_other_vectors(index: IndexSettings, found: DatabaseState) -> None:
+    held = found.columns[VECTORS, "embedding"]
+    if held == (index.vector_type, index.dims):
+        return
+    table = Names(found.schema, None).table(VECTORS).as_string()
+    wanted = f"{index.vector_type}({index.dims})"
+    change = f"ALTER TABLE {table} ALTER COLUMN embedding TYPE {wanted}; then setup()"
+    if held.modifier != index.dims:
+        change = f"TRUNCATE {table}; {change} and every item put again"
+    raise SchemaDriftError(
+        f"index= means embeddings of {wanted}, but {table} of database {found.database!r} holds"
+        f" {held.type}({held.modifier}): configure dims={held.modifier} and"
+        f" vector_type={held.type!r}, or change the table: {_drops(found)}{change}"
+    )
+
+
+def _refuse_other_index(index: IndexSettings, found: DatabaseState) -> None:
+    built = found.embedding_indexes
+    if not built or (index.kind, opclass(index)) in {(it.method, it.opclass) for it in built}:
+        return
+    held = built[0]
+    raise SchemaDriftError(
+        f"index= means kind {index.kind!r} and distance_type {index.distance!r}, but index"
+        f" {held.name!r} of database {found.database!r} is of kind {held.method!r} for"
+        f" {metric_of(held.opclass) or held.opclass!r}: configure these, or change the index:"
+        f" {_drops(found)}then setup()"
+    )
+
+
+def _drops(found: DatabaseState) -> str:
+    """The statements that drop the approximate indexes."""
+    names = Names(found.schema, None)
+    return "".join(
+        f"DROP INDEX {names.table(index.name).as_string()}; " for index in found.embedding_indexes
+    )

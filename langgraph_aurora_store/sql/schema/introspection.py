@@ -1,0 +1,175 @@
+"""What the database holds: one read-only look at the system catalogs, which any role may take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from psycopg import sql
+
+from langgraph_aurora_store.sql.flow import Flow, Row, Rows, Statement, Transaction
+from langgraph_aurora_store.sql.tables import StoreTables
+
+STORE = "store"
+VECTORS = "store_vectors"
+STORE_VERSIONS = "store_migrations"
+VECTOR_VERSIONS = "vector_migrations"
+OUR_VERSIONS = "aurora_store_migrations"
+TABLES = (STORE, VECTORS, STORE_VERSIONS, VECTOR_VERSIONS, OUR_VERSIONS)
+VERSIONS = (STORE_VERSIONS, VECTOR_VERSIONS, OUR_VERSIONS)
+
+# Without a schema of its own the store lives where the search path finds its table, or else
+# where the search path would create it.
+_PLACE = """
+SELECT current_database()::text, current_user::text,
+       home.name, to_regnamespace(quote_ident(home.name)) IS NOT NULL,
+       (SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), true)
+        FROM pg_class WHERE oid = to_regclass(%s)),
+       (SELECT coalesce(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'DELETE'),
+                        false)
+        FROM to_regclass(%s) AS embeddings (oid)),
+       e.extversion, n.nspname::text
+FROM coalesce(
+    %s::text,
+    (SELECT s.nspname::text FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+     WHERE c.oid = to_regclass(%s)),
+    current_schema()::text
+) AS home (name)
+LEFT JOIN pg_extension e ON e.extname = 'vector'
+LEFT JOIN pg_namespace n ON n.oid = e.extnamespace
+"""
+
+_COLUMNS = """
+SELECT c.relname::text, a.attname::text, t.typname::text, a.atttypmod
+FROM unnest(%s::text[]) AS asked (name)
+JOIN pg_class c ON c.oid = to_regclass(asked.name)
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid
+"""
+
+_INDEXES = """
+SELECT i.relname::text, x.indisvalid AND x.indisready, m.amname::text, o.opcname::text,
+       t.relname::text, a.attname::text, i.reloptions::text[]
+FROM unnest(%s::text[]) AS asked (name)
+JOIN pg_class t ON t.oid = to_regclass(asked.name)
+JOIN pg_index x ON x.indrelid = t.oid
+JOIN pg_class i ON i.oid = x.indexrelid
+JOIN pg_am m ON m.oid = i.relam
+JOIN pg_opclass o ON o.oid = x.indclass[0]
+LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
+"""
+
+
+class Column(NamedTuple):
+    """A column's type by name, and its modifier: a vector's dimensions, or -1 for none."""
+
+    type: str
+    modifier: int
+
+
+class Index(NamedTuple):
+    """An index by its method and the operator class and table column it begins with.
+
+    ``options`` are those it was built with, as ``name=value``; ``None`` for none.
+    """
+
+    name: str
+    valid: bool
+    method: str
+    opclass: str
+    table: str
+    column: str | None
+    options: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseState:
+    """What is in the database; ``None`` for what is not there.
+
+    ``schema`` is where the tables are, or where they would go; ``None`` when the search path
+    names no schema that exists. ``may_index`` is whether the role owns the embeddings, or would;
+    ``may_forget`` whether they are there and it may delete them.
+    ``pgvector`` is the extension's version as installed in this
+    database, which an upgrade of the engine does not change.
+    """
+
+    database: str
+    user: str
+    schema: str | None
+    schema_exists: bool
+    may_index: bool
+    may_forget: bool
+    pgvector: str | None
+    pgvector_schema: str | None
+    columns: dict[tuple[str, str], Column]
+    indexes: dict[str, Index]
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Those of the store's tables that exist."""
+        return frozenset(table for table, _ in self.columns)
+
+    @property
+    def iterative_scan(self) -> bool:
+        """Whether pgvector can go on searching where a filter left too few rows."""
+        return self.has_pgvector(0, 8)
+
+    def has_pgvector(self, *version: int) -> bool:
+        """Whether the installed extension is of this version or a later one."""
+        installed = re.findall(r"\d+", self.pgvector or "")
+        return tuple(map(int, installed)) >= version
+
+    @property
+    def embedding_indexes(self) -> list[Index]:
+        """The approximate indexes on the embeddings that can be used, whatever their names."""
+        return [
+            index
+            for index in self.indexes.values()
+            if index.valid
+            and (index.table, index.column) == (VECTORS, "embedding")
+            and index.method in ("hnsw", "ivfflat")
+        ]
+
+    def built_with(self, name: str) -> int | None:
+        """A build parameter of the approximate index on the embeddings, where it was given."""
+        options = (option for index in self.embedding_indexes for option in index.options or ())
+        given = dict(option.split("=", 1) for option in options)
+        return int(given[name]) if name in given else None
+
+
+def regclass_name(layout: StoreTables, table: str) -> str:
+    """The table's name as ``to_regclass`` reads it, to be passed as a parameter."""
+    return sql.Identifier(*filter(None, (layout.schema, table))).as_string()
+
+
+def inspect(layout: StoreTables) -> Flow[DatabaseState]:
+    """Read what is there, in one round trip that writes nothing and needs no privilege."""
+    names = [regclass_name(layout, table) for table in TABLES]
+    vectors, store = regclass_name(layout, VECTORS), regclass_name(layout, STORE)
+    place_of = (vectors, vectors, layout.schema, store)
+    (place,), columns, indexes = yield Transaction(
+        (
+            Statement(_PLACE, place_of),
+            Statement(_COLUMNS, (names,)),
+            Statement(_INDEXES, (names,)),
+        )
+    )
+    return _findings(place, columns, indexes)
+
+
+def _findings(place: Row, columns: Rows, indexes: Rows) -> DatabaseState:
+    database, user, schema, schema_exists, may_index, may_forget, pgvector, its_schema = place
+    return DatabaseState(
+        database=database,
+        user=user,
+        schema=schema,
+        schema_exists=schema_exists,
+        may_index=may_index,
+        may_forget=may_forget,
+        pgvector=pgvector,
+        pgvector_schema=its_schema,
+        columns={(table, name): Column(*kind) for table, name, *kind in columns},
+        indexes={row[0]: Index(*row) for row in indexes},
+    )

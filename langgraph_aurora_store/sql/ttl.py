@@ -1,0 +1,43 @@
+"""Delete expired items in bounded batches, by one process at a time."""
+
+from __future__ import annotations
+
+from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
+from langgraph_aurora_store.sql.schema.introspection import STORE, regclass_name
+from langgraph_aurora_store.sql.tables import StoreTables
+
+# One key space of PostgreSQL's advisory locks takes a class and an object: the class is ours, the
+# object is the table's OID, so each database and schema has a turn of its own.
+_TURN = 0x6C617368
+
+# The turn lasts for the statement's own transaction, so nobody who dies can keep it. Rows that a
+# writer or a refreshing reader holds are left to the next sweep. A row that was locked here cannot
+# move, so it is deleted where it stands.
+_SWEEP = """
+WITH turn AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock(%s, to_regclass(%s)::oid::int) AS ours
+), expired AS MATERIALIZED (
+    SELECT ctid FROM {store}
+    WHERE (SELECT ours FROM turn) AND expires_at <= now()
+    ORDER BY expires_at
+    LIMIT %s
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM {store} WHERE ctid = ANY (ARRAY (SELECT ctid FROM expired))
+"""
+
+
+def sweep(layout: StoreTables, batch: int = 1000) -> Flow[int]:
+    """Delete what has expired, with its vectors, and return how many items that were.
+
+    Each batch is a transaction of its own; the flow ends with the first one that is not full,
+    which is also how it ends when another process has its turn.
+    """
+    name = regclass_name(layout, STORE)
+    statement = Statement(_SWEEP.format(store=layout.store), (_TURN, name, batch))
+    swept = 0
+    while True:
+        replies: list[Rows] = yield Transaction((statement,), writes=True)
+        swept += replies[0].touched
+        if replies[0].touched < batch:
+            return swept

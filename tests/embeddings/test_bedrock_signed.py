@@ -1,0 +1,531 @@
+"""Bedrock without a client of boto3: the same calls, and the client where only it knows how."""
+
+import functools
+import io
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import boto3
+import botocore.endpoint
+import botocore.session
+import pytest
+from botocore.client import BaseClient, ClientCreator
+from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
+
+from langgraph_aurora_store.embeddings import BedrockEmbeddings
+from langgraph_aurora_store.embeddings.models import MODELS
+from langgraph_aurora_store.errors import EmbeddingError
+from langgraph_aurora_store.local.authority import Authority
+from langgraph_aurora_store.version import __version__
+from tests.support.bedrock_service import Bedrock
+
+pytestmark = pytest.mark.usefixtures("sessions_without_moto")
+
+TITAN = "amazon.titan-embed-text-v2:0"
+PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/a1b2c3"
+MODEL_IDS = [model.id for model in MODELS.values() if model.family.provider == "bedrock"]
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
+NOWHERE = "http://127.0.0.1:9"
+# As ours: one attempt, as the retries are not botocore's.
+CONFIG = Config(retries={"total_max_attempts": 1, "mode": "standard"})
+# boto3's own bookkeeping, which is not signed.
+BOOKKEEPING = {"amz-sdk-invocation-id", "amz-sdk-request", "user-agent"}
+
+
+class Listener(Bedrock):
+    """A Bedrock that keeps the paths it was asked for, as they came."""
+
+    def __init__(self) -> None:
+        super().__init__(profiles={PROFILE: TITAN})
+        self.paths: list[str] = []
+
+    def admit(self, path: str, headers: Mapping[str, str]) -> None:
+        self.paths.append(path)
+        super().admit(path, headers)
+
+
+@pytest.fixture
+def bedrock() -> Iterator[Listener]:
+    with Listener() as service:
+        yield service
+
+
+def plain() -> boto3.Session:
+    return boto3.Session("AKIDEXAMPLE", "secret", "session-token", region_name="us-east-1")
+
+
+def make(model: str = TITAN, **options: Any) -> BedrockEmbeddings:
+    return BedrockEmbeddings(model, **{"session": plain(), "query_cache_size": 0} | options)
+
+
+def has_client(embeddings: BedrockEmbeddings) -> bool:
+    """Whether a client of boto3 makes the calls."""
+    return type(embeddings._runtime.get()).__name__ == "ClientRuntime"
+
+
+# the request
+
+
+@pytest.mark.parametrize("model", [*MODEL_IDS, "us.cohere.embed-v4:0", PROFILE])
+@pytest.mark.parametrize("path", ["", "/behind/a/path/"])
+def test_the_request_is_the_one_boto3_sends(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, model: str, path: str
+) -> None:
+    """Path, headers, body and signature at the same moment; colons and slashes are escaped."""
+    noon = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - botocore's own clock is naive
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: noon)
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "f")
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-2;Parent=3;Sampled=1")
+    url = bedrock.url + path
+    base = TITAN if model == PROFILE else None
+    ours = make(model, endpoint_url=url, base_model=base)
+    client = plain().client("bedrock-runtime", endpoint_url=url, config=CONFIG)
+    for embeddings in (ours, make(model, client=client, base_model=base)):
+        with suppress(EmbeddingError):  # the service knows no path in front of its own
+            embeddings.embed_query("Grüße, ? & = %")
+    assert not has_client(ours)
+    assert bedrock.paths[0] == bedrock.paths[1]
+    assert bedrock.requests[0] == bedrock.requests[1]
+    mine, boto3s = bedrock.headers
+    assert "Signature=" in mine["authorization"]
+    assert mine["x-amzn-trace-id"] == "Root=1-2;Parent=3;Sampled=1"
+    assert without({"user-agent"}, mine) == without(BOOKKEEPING, boto3s)
+    assert mine["user-agent"].startswith("Boto3/")
+    assert mine["user-agent"].endswith(f" langgraph-aurora-store/{__version__}")
+
+
+def without(names: set[str], headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("region", "variant", "by_client"),
+    [
+        ("us-east-1", "", False),
+        ("ap-southeast-2", "", False),
+        ("us-gov-west-1", "", False),
+        ("cn-north-1", "", False),
+        ("us-east-1", "FIPS", False),
+        ("us-gov-east-1", "FIPS DUALSTACK", False),
+        ("eu-west-1", "DUALSTACK", False),
+        ("cn-north-1", "DUALSTACK", False),
+        ("us-iso-east-1", "", True),
+        ("eusc-de-east-1", "", True),
+        ("fips-us-east-1", "", True),
+        ("mars-north-1", "", True),
+    ],
+)
+def test_the_host_is_the_one_boto3_calls(
+    monkeypatch: pytest.MonkeyPatch, region: str, variant: str, *, by_client: bool
+) -> None:
+    """In each partition, with FIPS and dual-stack names; a proxy is asked for it."""
+    for name in variant.split():
+        monkeypatch.setenv(f"AWS_USE_{name}_ENDPOINT", "true")
+    asked: list[str] = []
+
+    def refuse(connection: socket.socket) -> None:
+        asked.append(connection.recv(4096).decode().partition("\r\n")[0])
+        connection.sendall(b"HTTP/1.1 503 no\r\ncontent-length: 0\r\n\r\n")
+
+    with serving(refuse) as url:
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        ours = make(region=region, deadline_s=0.01)
+        client = plain().client("bedrock-runtime", region_name=region, config=CONFIG)
+        for embeddings in (ours, make(client=client, deadline_s=0.01)):
+            with pytest.raises(EmbeddingError, match=r"did not answer \(ProxyConnectionError\)"):
+                embeddings.embed_query("tea")
+    assert asked[0] == asked[-1]
+    assert asked[0].startswith("CONNECT bedrock-runtime")
+    assert has_client(ours) == by_client
+
+
+@contextmanager
+def serving(answer: Callable[[Any], None], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server that answers each connection once, and closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    accepted = server.accept()[0]
+                    with suppress(ssl.SSLError, ConnectionError):
+                        connection = (
+                            tls.wrap_socket(accepted, server_side=True) if tls else accepted
+                        )
+                        with connection:
+                            answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_no_model_of_the_service_is_loaded() -> None:
+    """With the default session neither boto3 is imported nor one of botocore's data files read."""
+    program = (
+        "import logging, sys\n"
+        "from langgraph_aurora_store.embeddings import BedrockEmbeddings\n"
+        "from tests.services.bedrock import Bedrock\n"
+        "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
+        "with Bedrock() as service:\n"
+        f"    embeddings = BedrockEmbeddings({TITAN!r}, endpoint_url=service.url)\n"
+        "    print(len(embeddings.embed_query('tea')))\n"
+        "print([name for name in ('boto3', 'numpy') if name in sys.modules])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **KEYS, "AWS_REGION": "us-east-1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\n1024\n" in run.stdout
+    assert run.stdout.endswith("\n[]\n")
+    assert "Loading JSON file" not in run.stdout
+
+
+# settings
+
+
+@pytest.mark.parametrize("place", ["service", "global", "profile", "services"])
+def test_the_endpoint_is_the_configured_one(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    """The two variables, the profile's key and its services section, as with any AWS SDK."""
+    sections = {
+        "profile": f"[default]\nendpoint_url = {bedrock.url}\n",
+        "services": f"[default]\nendpoint_url = {NOWHERE}\nservices = mine\n"
+        f"[services mine]\nbedrock_runtime =\n  endpoint_url = {bedrock.url}\n",
+    }
+    configure(tmp_path, monkeypatch, sections.get(place, f"[default]\nendpoint_url = {NOWHERE}\n"))
+    if place not in sections:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bedrock.url if place == "global" else NOWHERE)
+    if place == "service":
+        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", bedrock.url)
+    embeddings = make(deadline_s=0.01)
+    assert embeddings.embed_query("tea")
+    assert has_client(embeddings) == (place in sections)
+
+
+def configure(path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (path / "config").write_text(content)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(path / "config"))
+
+
+def test_configured_endpoints_can_be_ignored(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one given to the constructor is used whatever is configured."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bedrock.url)
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    monkeypatch.setenv("HTTPS_PROXY", NOWHERE)
+    with pytest.raises(EmbeddingError, match=r"did not answer \(ProxyConnectionError\)"):
+        make(deadline_s=0.01).embed_query("tea")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", NOWHERE)
+    monkeypatch.delenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+    assert make(endpoint_url=bedrock.url).embed_query("tea")
+
+
+@pytest.mark.parametrize("place", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "profile"])
+def test_the_bundle_of_roots_is_the_configured_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    """A server whose certificate is not of the roots trusted is refused, and is not tried again."""
+    authority = Authority.create("roots of this test")
+    roots, own = tmp_path / "roots.pem", tmp_path / "own.pem"
+    roots.write_bytes(authority.pem())
+    own.write_bytes(authority.issue(["127.0.0.1", "localhost"]))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(own)
+    content = json.dumps({"embedding": [0.5] * 1024}).encode()
+    with serving(lambda connection: reply(connection, content, len(content)), tls) as url:
+        where = url.replace("127.0.0.1", "localhost")
+        with pytest.raises(EmbeddingError, match=r"SSLError: .*certificate"):
+            make(endpoint_url=where).embed_query("tea")
+        if place == "profile":
+            configure(tmp_path, monkeypatch, f"[default]\nca_bundle = {roots}\n")
+        else:
+            monkeypatch.setenv(place, str(roots))
+        embeddings = make(endpoint_url=where)
+        assert embeddings.embed_query("tea") == [0.5] * 1024
+        assert not has_client(embeddings)
+
+
+def reply(connection: socket.socket, content: bytes, announced: int) -> None:
+    """Read a request and answer it, with another length than is announced if need be."""
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (announced, content))
+
+
+def test_an_answer_cut_short_is_asked_for_again() -> None:
+    """A connection that ends within the answer is one that was lost."""
+    content = json.dumps({"embedding": [0.5] * 1024}).encode()
+    lengths = iter((100, 2000, len(content)))
+    with serving(
+        lambda connection: reply(connection, content[: next(lengths)], len(content))
+    ) as url:
+        assert make(endpoint_url=url).embed_query("tea") == [0.5] * 1024
+    assert list(lengths) == []
+
+
+# where the client is needed
+
+
+def hooked(seen: list[str]) -> boto3.Session:
+    session = plain()
+    session.events.register(
+        "before-send.bedrock-runtime", lambda request, **_: seen.append(request.url)
+    )
+    return session
+
+
+def test_a_handler_of_the_sessions_events_is_called(bedrock: Listener) -> None:
+    """Who listens to the calls of a session hears of ours."""
+    seen: list[str] = []
+    embeddings = make(session=hooked(seen), endpoint_url=bedrock.url)
+    embeddings.embed_query("tea")
+    assert seen == [f"{bedrock.url}/model/{TITAN.replace(':', '%3A')}/invoke"]
+
+
+def test_a_tracer_of_boto3s_calls_sees_them(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X-Ray, OpenTelemetry and mocks put themselves around this method."""
+    seen: list[str] = []
+    inner = BaseClient._make_api_call
+
+    def around(self: BaseClient, name: str, parameters: dict[str, Any]) -> Any:
+        seen.append(name)
+        return inner(self, name, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", around)
+    make(endpoint_url=bedrock.url).embed_query("tea")
+    assert seen == ["InvokeModel"]
+
+
+def passing_through(owner: object, name: str, seen: list[str]) -> Callable[..., Any]:
+    """What a tracer puts in the place of a function: its twin in name, and with a note of calls."""
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def around(*args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return inner(*args, **options)
+
+    return around
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (boto3.Session, "client"),
+        (botocore.session.Session, "create_client"),
+        (BaseClient, "__init__"),
+        (BaseClient, "_make_api_call"),
+        (ClientCreator, "create_client"),
+        (ClientCreator, "_create_methods"),
+        (ClientCreator, "_create_api_method"),
+        (botocore.endpoint.Endpoint, "make_request"),
+    ],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_a_tracer_of_any_step_of_boto3s_sees_it(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """Sentry, New Relic and others wrap what makes a client, or what it sends with."""
+    seen: list[str] = []
+    monkeypatch.setattr(owner, name, passing_through(owner, name, seen))
+    assert make(endpoint_url=bedrock.url).embed_query("tea")
+    assert set(seen) == {name}
+
+
+def test_langchains_name_in_the_user_agent_needs_no_client() -> None:
+    """Importing langchain_aws, as many agents do, wraps boto3's functions for that alone."""
+    program = (
+        "import boto3, langchain_aws\n"
+        "from langgraph_aurora_store.embeddings.bedrock_endpoint import is_boto3_replaced\n"
+        "print(boto3.client.__module__, is_boto3_replaced())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "langchain_aws False\n"
+
+
+@pytest.mark.parametrize("place", ["boto3.client", "boto3.Session.client", "session", "core"])
+def test_a_mock_of_boto3s_client_is_asked(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A test that replaces the client sends nothing to AWS, with the default session too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", bedrock.url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    fake = mock.MagicMock()
+    body = json.dumps({"embedding": [0.5] * 1024}).encode()
+    fake.invoke_model.return_value = {"body": io.BytesIO(body)}
+    sessions = {"session": plain(), "core": botocore.session.Session()}
+    if place in sessions:
+        attribute = "client" if place == "session" else "create_client"
+        monkeypatch.setattr(sessions[place], attribute, mock.MagicMock(return_value=fake))
+    else:
+        monkeypatch.setattr(place, mock.MagicMock(return_value=fake))
+    assert make(session=sessions.get(place)).embed_query("tea") == [0.5] * 1024
+    assert not bedrock.requests
+
+
+def test_the_sessions_own_configuration_is_kept(bedrock: Listener) -> None:
+    """Proxies and all else that a session hands to its clients."""
+    core = botocore.session.Session()
+    core.set_credentials("AKIDEXAMPLE", "secret")
+    core.set_default_client_config(Config(proxies={"http": NOWHERE}, region_name="us-east-1"))
+    session = boto3.Session(botocore_session=core)
+    with pytest.raises(EmbeddingError, match=r"did not answer \(ProxyConnectionError\)"):
+        make(
+            session=session, region="us-east-1", endpoint_url=bedrock.url, deadline_s=0.01
+        ).embed_query("tea")
+
+
+def test_a_session_of_another_kind_makes_its_own_client(bedrock: Listener) -> None:
+    """A subclass, or a stand-in with the same method, may do as it likes."""
+
+    class Own(boto3.Session):
+        def client(self, *args: Any, **options: Any) -> Any:
+            return plain().client(*args, **options | {"endpoint_url": bedrock.url})
+
+    assert make(session=Own(region_name="us-east-1"), endpoint_url=NOWHERE).embed_query("tea")
+
+
+def test_a_bearer_token_is_boto3s_to_send(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Bedrock API key takes the place of a signature, over TLS only."""
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", "bedrock-api-key-0123456789")
+    with pytest.raises(EmbeddingError, match="Bearer authorization requires an HTTPS endpoint"):
+        make(endpoint_url=bedrock.url).embed_query("tea")
+    assert not bedrock.requests
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "defaults_mode = standard",
+        "auth_scheme_preference = httpBearerAuth",
+        "bedrock-runtime =\n  signature_version = v4",
+        "api_versions =\n  bedrock-runtime = 2023-09-30",
+    ],
+)
+def test_settings_not_understood_are_left_to_boto3(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    """What a profile may say of calls beyond what is known here."""
+    configure(tmp_path, monkeypatch, f"[default]\n{content}\n")
+    assert has_client(make(endpoint_url=bedrock.url))
+    configure(tmp_path, monkeypatch, "[default]\nregion = us-east-1\n")
+    assert not has_client(make(endpoint_url=bedrock.url))
+
+
+def test_a_model_of_the_users_own_is_left_to_boto3(
+    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """AWS_DATA_PATH may hold another bedrock-runtime."""
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    assert not has_client(make(endpoint_url=bedrock.url))
+    (tmp_path / "bedrock-runtime").mkdir()
+    assert has_client(make(endpoint_url=bedrock.url))
+
+
+# credentials and connections
+
+
+def test_a_botocore_session_is_taken(bedrock: Listener) -> None:
+    """As for the tokens of the database; its own region is the session's."""
+    core = botocore.session.Session()
+    core.set_credentials("AKIDEXAMPLE", "secret")
+    core.set_config_variable("region", "us-east-1")
+    assert make(session=core, endpoint_url=bedrock.url).embed_query("tea")
+    hear: list[str] = []
+    core.register("before-send.bedrock-runtime", lambda request, **_: hear.append(request.url))
+    assert make(session=core, endpoint_url=bedrock.url).embed_query("tea")
+    assert len(hear) == 1
+
+
+def test_each_call_is_signed_with_the_credentials_of_its_moment(bedrock: Listener) -> None:
+    """A role's keys run out between two calls: botocore gets new ones, the second is signed so."""
+    now = [datetime.now(UTC)]
+    minted: list[str] = []
+
+    def refresh() -> dict[str, str]:
+        minted.append(f"ASIA{len(minted)}")
+        expiry = (now[0] + timedelta(hours=1)).isoformat()
+        return {"access_key": minted[-1], "secret_key": "s", "token": "t", "expiry_time": expiry}
+
+    role = RefreshableCredentials.create_from_metadata(
+        refresh(), refresh_using=refresh, method="test"
+    )
+    role._time_fetcher = lambda: now[0]  # botocore's own seam, which its constructor alone exposes
+    core = botocore.session.Session()
+    core._credentials = role
+    embeddings = make(session=core, region="us-east-1", endpoint_url=bedrock.url)
+    embeddings.embed_query("tea")
+    now[0] += timedelta(minutes=59)
+    embeddings.embed_query("tea")
+    signed = [headers["authorization"] for headers in bedrock.headers]
+    assert ["ASIA0/" in signed[0], "ASIA1/" in signed[1]] == [True, True]
+
+
+def test_sixteen_threads_look_for_credentials_once(bedrock: Listener) -> None:
+    """Where credentials come over the network, the first calls do not all ask for them."""
+    looked: list[int] = []
+    core = botocore.session.Session()
+    find = core.get_component("credential_provider").load_credentials
+
+    two = threading.Barrier(2)
+
+    def load() -> Any:
+        looked.append(threading.get_ident())
+        with suppress(threading.BrokenBarrierError):
+            two.wait(0.2)
+        core.set_credentials("AKIDEXAMPLE", "secret")
+        return find() or core._credentials
+
+    core.get_component("credential_provider").load_credentials = load
+    embeddings = make(session=core, region="us-east-1", endpoint_url=bedrock.url)
+    bedrock.latency_s = 0.01
+    embeddings.embed_documents([f"memory {number}" for number in range(32)])
+    assert len(looked) == 1
+
+
+def test_connections_are_kept_and_replaced_when_the_service_has_closed_them(
+    bedrock: Listener,
+) -> None:
+    """As after a freeze of a Lambda sandbox: the next call connects anew and loses no attempt."""
+    bedrock.latency_s = 0.005
+    embeddings = make(endpoint_url=bedrock.url, max_concurrency=4)
+    embeddings.embed_documents([f"memory {number}" for number in range(40)])
+    assert len(bedrock._connections) == 4
+    for connection in list(bedrock._connections):
+        bedrock._loop.call_soon_threadsafe(connection.close)
+    bedrock.wait_until_alone()
+    embeddings.embed_documents([f"thought {number}" for number in range(8)])
+    assert len(bedrock.requests) == 48
+    embeddings.close()
+    bedrock.wait_until_alone()

@@ -1,0 +1,141 @@
+"""What a store says in the log of writes that failed, whoever reads the exception."""
+
+import asyncio
+import logging
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.store.base import GetOp, Op, PutOp, SearchOp
+
+from langgraph_aurora_store import AsyncAuroraStore
+from langgraph_aurora_store.errors import InvalidItemError, PoolTimeoutError
+from tests.support.database import Database
+from tests.support.store_kinds import KINDS, Letters, opened
+
+SECRET = "the-cat-is-called-Mog"
+
+
+def lost(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def outcomes(store: AsyncAuroraStore, *ops: Op) -> list[Any]:
+    """What each of several callers of one tick got."""
+    return await asyncio.gather(*(store.abatch([op]) for op in ops), return_exceptions=True)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+async def test_failed_batch_is_logged_once_with_the_addresses_of_its_writes(
+    kind: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One record names each put and delete with namespace and key, and no value."""
+    ops = [
+        PutOp(("notes", "ada"), "fine", {"text": SECRET}),
+        PutOp(("notes", "ada"), "gone", None),
+        GetOp(("notes", "other"), "read"),
+        PutOp(("notes", "grace"), "bad", {"text": SECRET, "at": object()}),
+    ]
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        with pytest.raises(InvalidItemError):
+            await store.batch(ops)
+    (message,) = lost(caplog)
+    assert "put of namespace ('notes', 'ada'), key 'fine'" in message
+    assert "delete of namespace ('notes', 'ada'), key 'gone'" in message
+    assert "put of namespace ('notes', 'grace'), key 'bad'" in message
+    assert "other" not in message
+    assert SECRET not in caplog.text
+
+
+async def test_server_error_is_named_by_class_and_sqlstate_without_its_text(
+    kind: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server's message may quote the row, so it stays with the exception."""
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        with psycopg.connect(database.admin_dsn, autocommit=True) as conn:
+            conn.execute(f"ALTER TABLE store ADD CHECK (value ->> 'text' <> '{SECRET}')")
+        with pytest.raises(psycopg.errors.CheckViolation, match=SECRET):
+            await store.put(("notes",), "k", {"text": SECRET})
+    (message,) = lost(caplog)
+    assert message.endswith("reason: CheckViolation (SQLSTATE 23514)")
+    assert SECRET not in "".join(lost(caplog))
+
+
+async def test_failed_read_is_not_reported_as_a_lost_write(
+    kind: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is lost by a search that means nothing."""
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        with pytest.raises(ValueError, match="unknown operator"):
+            await store.batch([SearchOp(("notes",), filter={"n": {"$near": 1}})])
+    assert lost(caplog) == []
+
+
+async def test_of_a_thousand_lost_writes_ten_are_named_and_the_rest_counted(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record stays short, however large the batch."""
+    ops = [PutOp(("notes",), f"k{n}", {"n": float("nan")}) for n in range(1000)]
+    async with opened("blocking-pool", database.cluster, database.name) as store:
+        await store.setup()
+        with pytest.raises(InvalidItemError):
+            await store.batch(ops)
+    (message,) = lost(caplog)
+    assert message.count("put of") == 10
+    assert "; and 990 more; reason:" in message
+
+
+async def test_neighbours_of_a_failed_write_in_one_tick_are_not_reported(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their group failed first, but they were written: only the bad one is lost."""
+    async with opened("asyncio-pool", database.cluster, database.name) as twin:
+        await twin.setup()
+        good, bad, also_good = await outcomes(
+            twin.store,
+            PutOp(("notes",), "good", {"text": "a"}),
+            PutOp(("notes",), "bad", {"at": object()}),
+            PutOp(("notes",), "also-good", {"text": "b"}),
+        )
+        assert good == also_good == [None]
+        assert isinstance(bad, InvalidItemError)
+        assert await twin.get(("notes",), "good") is not None
+    (message,) = lost(caplog)
+    assert "key 'bad'" in message
+    assert "good" not in message
+
+
+async def test_write_that_fails_after_its_caller_left_is_reported(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes on for a neighbour who stays; when it fails, nobody else would tell of it."""
+    embedding = asyncio.Event()
+    fail = asyncio.Event()
+
+    class Down(Letters):
+        async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+            embedding.set()
+            await fail.wait()
+            raise PoolTimeoutError("down")
+
+    index = {"dims": 8, "embed": Down(), "fields": ["text"]}
+    async with opened("asyncio-pool", database.cluster, database.name, index=index) as twin:
+        await twin.setup()
+        put = twin.store.aput
+        leaves = asyncio.create_task(put(("notes",), "left", {"text": SECRET}))
+        stays = asyncio.create_task(put(("notes",), "stays", {"text": SECRET}))
+        await embedding.wait()
+        leaves.cancel()
+        await asyncio.wait({leaves})
+        assert lost(caplog) == []
+        fail.set()
+        with pytest.raises(PoolTimeoutError):
+            await stays
+    assert sorted("key 'left'" in message for message in lost(caplog)) == [False, True]

@@ -1,0 +1,1 @@
+"""What several tests share: databases, stores, local services, and how examples are run."""
