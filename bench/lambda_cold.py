@@ -19,7 +19,7 @@ from statistics import median
 import langgraph_aurora_store
 from bench.table import Row
 from langgraph_aurora_store.local import LocalAurora
-from tests.services.bedrock import Bedrock
+from tests.support.bedrock_service import Bedrock
 
 RUNS = 9
 ADDED_AIM_MS = 100

@@ -181,7 +181,7 @@ def test_no_model_of_the_service_is_loaded() -> None:
     program = (
         "import logging, sys\n"
         "from langgraph_aurora_store.embeddings import BedrockEmbeddings\n"
-        "from tests.services.bedrock import Bedrock\n"
+        "from tests.support.bedrock_service import Bedrock\n"
         "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
         "with Bedrock() as service:\n"
         f"    embeddings = BedrockEmbeddings({TITAN!r}, endpoint_url=service.url)\n"

@@ -1,6 +1,6 @@
 """OpenAI's ``POST /v1/embeddings`` on a loopback port.
 
-`python -m tests.services.openai --latency 0.05` runs it in a process of its own.
+`python -m tests.support.openai_service --latency 0.05` runs it in a process of its own.
 """
 
 import argparse
