@@ -47,7 +47,7 @@ def rows(cluster: object = None) -> list[Row]:  # noqa: ARG001  # as every part 
 @contextmanager
 def service(name: str) -> Iterator[str]:
     """The address of a local service, running in a process of its own."""
-    command = [sys.executable, "-m", f"tests.services.{name}", "--latency", str(LATENCY_S)]
+    command = [sys.executable, "-m", f"tests.support.{name}_service", "--latency", str(LATENCY_S)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -63,7 +63,7 @@ _STEERED = {
     "plan_cache_mode": "'force_generic_plan'",
 }
 
-# After an item's own columns there is, for vector_search.py to read by its place, how the search went.
+# After an item's own columns there is, for vector_search.py to read, how the search went.
 _GUIDED = """
 WITH span AS MATERIALIZED ({span}),
 met AS MATERIALIZED ({ways}),

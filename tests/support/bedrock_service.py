@@ -1,8 +1,8 @@
 """Amazon Bedrock Runtime's InvokeModel, for embedding models, on a loopback port.
 
 The shapes are written down here once more, from AWS's documentation and not from the library's
-own table, so that each checks the other. `python -m tests.support.bedrock_service --latency 0.05` runs
-it in a process of its own.
+own table, so that each checks the other. `python -m tests.support.bedrock_service --latency 0.05`
+runs it in a process of its own.
 """
 
 import argparse
