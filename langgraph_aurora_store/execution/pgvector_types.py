@@ -9,6 +9,8 @@ from typing import Any
 from psycopg import BaseConnection
 from psycopg.types import TypeInfo
 
+from langgraph_aurora_store.sql.vector_values import vector_classes
+
 # The OIDs of an extension's types differ from database to database, and other types may have their
 # names in other schemas.
 TYPES = """
@@ -48,13 +50,13 @@ def register(connection: BaseConnection[Any], types: Iterable[tuple[Any, ...]]) 
 
     What it receives stays as it was: other code may read vectors on the same connection.
     """
-    from pgvector import HalfVector, Vector
     from pgvector.psycopg.halfvec import HalfVectorBinaryDumper, HalfVectorDumper
     from pgvector.psycopg.vector import VectorBinaryDumper, VectorDumper
 
+    vector, halfvec = vector_classes()
     classes = {
-        "vector": (Vector, VectorDumper, VectorBinaryDumper),
-        "halfvec": (HalfVector, HalfVectorDumper, HalfVectorBinaryDumper),
+        "vector": (vector, VectorDumper, VectorBinaryDumper),
+        "halfvec": (halfvec, HalfVectorDumper, HalfVectorBinaryDumper),
     }
     for name, oid, array_oid in types:
         # Not TypeInfo.register(): it makes the arrays' loaders too.

@@ -16,6 +16,7 @@ from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemErr
 from langgraph_aurora_store.sql.flow import Embed, Label, Vectors
 from langgraph_aurora_store.sql.json_values import at, is_storable
 from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.vector_values import vector_value
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -137,17 +138,14 @@ def _by_text(
 
 
 def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector | HalfVector:
-    # Imported late: whoever stores no vectors needs no pgvector.
-    from pgvector import HalfVector, Vector
-
     numbers = values.tolist() if hasattr(values, "tolist") else list(values)
     if len(numbers) != index.dims:
         raise EmbeddingResponseError(
             f"the embedding of {name} has {len(numbers)} dimensions; the index holds {index.dims}"
         )
     try:
-        vector = (HalfVector if index.vector_type == "halfvec" else Vector)(numbers)
-    except (TypeError, ValueError, OverflowError) as exc:
+        vector = vector_value(numbers, index.vector_type)
+    except (TypeError, OverflowError) as exc:
         raise EmbeddingResponseError(
             f"the embedding of {name} holds what is no number within {index.vector_type}'s range"
         ) from exc

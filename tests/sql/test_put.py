@@ -12,6 +12,7 @@ from collections import UserDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -492,6 +493,7 @@ def flow_from(step: Any, flow: Any) -> Any:
         ([[1.0, 2.0, 3.0, math.nan]], "NaN or infinity"),
         ([[1.0, 2.0, 3.0, 1e300]], "NaN or infinity"),
         ([["a", "b", "c", "d"]], "no number"),
+        ([["1.0", "2.0", "3.0", "4.0"]], "no number"),
         ([[None] * DIMS], "no number"),
     ],
 )
@@ -507,6 +509,17 @@ def test_an_unusable_vector_is_named_and_nothing_is_written(
     assert SECRET not in str(caught.value)
     if "1 texts" not in complaint:
         assert "'the key' in ('n',), field 'text'" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [70_000.0, "1.0", None])
+def test_what_halfvec_cannot_hold_is_refused(engine: Engine, number: Any) -> None:
+    """Its largest number is 65,504; every version of pgvector-python is asked alike."""
+    halves = engine.with_layout(index=replace(INDEX, vector_type="halfvec"))
+    flow = converse([PutOp(("n",), "k", {"text": SECRET})], halves.layout)
+    next(flow)
+    flow.send([Rows()])
+    with pytest.raises(EmbeddingResponseError, match="no number within halfvec's range"):
+        flow.send(Vectors([[1.0] * (DIMS - 1) + [number]]))
 
 
 def test_a_store_without_an_index_embeds_nothing(engine: Engine) -> None:
