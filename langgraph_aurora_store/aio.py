@@ -19,12 +19,13 @@ from typing_extensions import override
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.cancellation import borrowed
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
-from langgraph_aurora_store.execution.coalescer import Connect, OperationCoalescer, WriteLimiter
+from langgraph_aurora_store.execution.coalescer import OperationCoalescer
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncConn, AsyncExecutor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
-from langgraph_aurora_store.execution.ttl_sweeper import sweep_for_ever
+from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
+from langgraph_aurora_store.execution.write_limiter import Connect, WriteLimiter
 from langgraph_aurora_store.sql.batch import Prepared
 
 
@@ -32,8 +33,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     """LangGraph's `AsyncPostgresStore` on Amazon Aurora PostgreSQL, with a token for a password.
 
     Make one with `from_cluster`, in or out of an event loop. Safe for any number of tasks, and for
-    one event loop after another: each loop gets a pool of its own. Operations that the tasks of
-    one coalescer issue share requests to the embedding model and round trips, and each fails or
+    one event loop after another: each loop gets a pool of its own. Single operations of one
+    event-loop iteration share requests to the embedding model and round trips, and each fails or
     succeeds alone; batches run concurrently. A connection is held only around statements.
     ``from_conn_string`` and the constructor work as the parent's do; a connection or pool passed in
     stays its owner's to close.
@@ -75,12 +76,12 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self.supports_pipeline = Capabilities().has_pipeline()
         self._deserializer = operations.deserializer
         self._task = None
-        # The loop that the store was used on last, at first that of its making, if there is one.
+        # The loop that the store was used on last; at first the one that it was made in, if any.
         self._loop = cast("asyncio.AbstractEventLoop", running_loop())
         self._operations = operations
         self.embeddings, self.index_config = operations.embeddings, operations.index_config
         self.ttl_config = operations.ttl_config
-        # Of each, a loop touches its own entry only, and in single steps: threads need no lock.
+        # A loop touches only its own entries, each in a single step, so threads need no lock.
         self._sweepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
             weakref.WeakKeyDictionary()
         )
@@ -158,9 +159,9 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     @asynccontextmanager
     async def connection(self, *, timeout_s: float | None = None) -> AsyncIterator[AsyncConn]:
-        """A connection of the store's, for SQL of your own; nobody else uses it in the block.
+        """A connection of the store's for SQL of your own, used by no other caller in the block.
 
-        One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
+        A pool's connection is waited for as long as the pool says, or for ``timeout_s`` seconds.
         """
         self._loop = asyncio.get_running_loop()  # where `batch` sends what threads ask for
         if isinstance(self.conn, AsyncLazyPool):
@@ -179,7 +180,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations in order; all of their writes take effect, or none.
 
-        A single operation travels with the others of its coalescer and shares nothing but the trip.
+        A single operation travels with the others of its event-loop iteration and shares only the
+        round trip.
         Writes that fail are also logged at ERROR, with namespace and key.
         """
         known = list(ops)
@@ -255,7 +257,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
 
     @override
     async def sweep_ttl(self) -> int:
-        """Delete expired items, in bounded batches, unless another process is at it.
+        """Delete expired items, in bounded batches, unless another process is sweeping.
 
         Returns:
             How many were deleted.
@@ -266,7 +268,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     async def start_ttl_sweeper(
         self, sweep_interval_minutes: float | None = None
     ) -> asyncio.Task[None]:
-        """Sweep every so many minutes until stopped, closed or collected.
+        """Sweep at this interval, in minutes, until stopped, closed or collected.
 
         Returns:
             The sweeper's task, which ends it when cancelled.
@@ -277,7 +279,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         loop = asyncio.get_running_loop()
         task = self._sweepers.get(loop)
         if task is None or task.done():
-            task = loop.create_task(sweep_for_ever(weakref.ref(self), interval))
+            task = loop.create_task(sweep_repeatedly(weakref.ref(self), interval))
             self._sweepers[loop] = task
         return task
 
@@ -306,8 +308,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         if (coalescer := self._coalescers.get(loop)) is None:
             limiter = self._write_limiter()
             coalescer = self._coalescers[loop] = OperationCoalescer(
-                self._prepare,
-                self._finish,
+                self._prepare_group,
+                self._complete_part,
                 self._operations.check,
                 self._write_slot,
                 key_timeout_s=limiter.timeout_s if limiter else None,
@@ -315,18 +317,18 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         return coalescer
 
     def _write_slot(self, part: Prepared) -> AbstractAsyncContextManager[Connect]:
-        """When a part is to be finished, and how it connects then."""
-        # Else writes that wait for a row that somebody holds would leave no connection to reads.
+        """Wait until a part may be completed; yields how it connects then."""
+        # Limit writes, or those that wait for a locked row would leave no connection to reads.
         limiter = self._write_limiter() if part.batch.writes.puts else None
         return limiter.slot() if limiter else nullcontext(self.connection)
 
     def _write_limiter(self) -> WriteLimiter | None:
-        """WriteLimiter of the pool, if there is one."""
+        """The running loop's limiter; ``None`` without a pool."""
         loop = asyncio.get_running_loop()
         if loop not in self._write_limiters and isinstance(
             self.conn, (AsyncLazyPool, AsyncConnectionPool)
         ):
-            # What has been waited for holds its loop: no weak reference would end.
+            # A semaphore that was awaited references its loop: a WeakKeyDictionary would keep it.
             for ended in [known for known in list(self._write_limiters) if known.is_closed()]:
                 self._write_limiters.pop(ended, None)
             self._write_limiters[loop] = WriteLimiter(self.conn, self.connection)
@@ -340,10 +342,10 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     async def _batch(self, ops: Iterable[Op]) -> list[Result]:
         return await self._executor.run(self._operations.batch(ops), self.connection)
 
-    async def _prepare(self, ops: Sequence[Op]) -> list[Prepared]:
+    async def _prepare_group(self, ops: Sequence[Op]) -> list[Prepared]:
         limiter = self._write_limiter()
         flow = self._operations.prepare(ops, at_most=limiter.size if limiter else 1)
         return await self._executor.run(flow, self.connection)
 
-    async def _finish(self, part: Prepared, connect: Connect) -> list[Result]:
+    async def _complete_part(self, part: Prepared, connect: Connect) -> list[Result]:
         return await self._executor.run(self._operations.finish(part), connect)

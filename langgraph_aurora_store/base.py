@@ -1,4 +1,4 @@
-"""What the two stores share outside of their I/O: how they are made, and what they can say."""
+"""What the two stores share outside of their I/O: `from_cluster` and `ddl`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class BaseAuroraStore:
-    """Made from a cluster's name; blocking or asyncio is the subclass's to say."""
+    """A store that `from_cluster` makes; the subclass is blocking or asyncio."""
 
     _operations: Operations
     _pool_class: ClassVar[type[LazyPool | AsyncLazyPool]]
@@ -107,7 +107,7 @@ class BaseAuroraStore:
         return store
 
     def _check(self, conn: object) -> None:
-        """Refuse what is no connection of psycopg's, nor a pool of them."""
+        """Refuse anything but a connection or a pool of psycopg."""
         if not isinstance(conn, self._accepted_types):
             kinds = (
                 f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
@@ -126,7 +126,7 @@ class BaseAuroraStore:
         *,
         pipe: Any = None,
     ) -> None:
-        """What the constructors do, once there is an operations."""
+        """Complete a new instance, once its operations are made."""
         raise NotImplementedError
 
     def ddl(self, *, role: str | None = None, concurrently: bool = True) -> str:

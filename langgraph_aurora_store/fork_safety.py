@@ -1,4 +1,4 @@
-"""Locks that a forked child finds free, whoever held them in its parent."""
+"""State that a forked child can use, whatever the threads of its parent held at the fork."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Protocol
 
 
 class ForkAware(Protocol):
-    """What a forked child has to put right before it can use it."""
+    """State that a forked child has to reset before it can use it."""
 
-    def renew(self) -> None:
-        """Put it right; only the forking thread is there."""
+    def reinit(self) -> None:
+        """Reset it; the child has the forking thread only."""
         ...
 
 
 class ForkSafeLock:
-    """A lock that its holder may take again, renewed in a forked child.
+    """A lock that its holder may take again, and that a forked child finds free.
 
-    The child has the forking thread only: a lock that another one held would never be released.
-    What such a lock guards must be well at every moment, as a thread may be cut off half-way.
+    The child has the forking thread only: a lock that another thread held would never be released.
+    What such a lock guards must be valid at every moment, as a thread may be cut off half-way.
     """
 
     def __init__(self) -> None:
@@ -39,22 +39,22 @@ class ForkSafeLock:
     ) -> None:
         self._lock.release()
 
-    def renew(self) -> None:
-        """Be free, whoever holds it."""
+    def reinit(self) -> None:
+        """Be free, whichever thread holds it."""
         self._lock = threading.RLock()
 
 
 _fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 
 
-def reinit_after_fork(one: ForkAware) -> None:
-    """Have a forked child renew this, for as long as it is in use."""
-    _fork_aware.add(one)
+def reinit_after_fork(state: ForkAware) -> None:
+    """Have each forked child call ``state.reinit()``, for as long as ``state`` is in use."""
+    _fork_aware.add(state)
 
 
 def _reinit_all() -> None:
-    for one in _fork_aware:
-        one.renew()
+    for state in _fork_aware:
+        state.reinit()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork

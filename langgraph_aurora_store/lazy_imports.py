@@ -7,7 +7,7 @@ from importlib import import_module
 
 
 def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """A package's ``__getattr__``, for names and the modules below it that they are in."""
+    """A package's ``__getattr__`` that imports each name from its module; ``modules`` maps them."""
 
     def find(name: str) -> object:
         if name not in modules:

@@ -137,9 +137,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     @contextmanager
     def connection(self, *, timeout_s: float | None = None) -> Iterator[Conn]:
-        """A connection of the store's, for SQL of your own; nobody else uses it in the block.
+        """A connection of the store's for SQL of your own, used by no other caller in the block.
 
-        One of a pool is waited for as long as the pool says, or for ``timeout_s`` seconds.
+        A pool's connection is waited for as long as the pool says, or for ``timeout_s`` seconds.
         """
         if isinstance(self._conn, (LazyPool, ConnectionPool)):
             with self._conn.connection(timeout_s) as pooled:
@@ -200,7 +200,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     @override
     def sweep_ttl(self) -> int:
-        """Delete expired items, in bounded batches, unless another process is at it.
+        """Delete expired items, in bounded batches, unless another process is sweeping.
 
         Returns:
             How many were deleted.
@@ -211,7 +211,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
     def start_ttl_sweeper(
         self, sweep_interval_minutes: float | None = None
     ) -> concurrent.futures.Future[None]:
-        """Sweep every so many minutes until stopped, closed or collected.
+        """Sweep at this interval, in minutes, until stopped, closed or collected.
 
         Returns:
             A future that ends with the sweeper, and that ends it when cancelled.
@@ -227,7 +227,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     @override
     def stop_ttl_sweeper(self, timeout: float | None = None) -> bool:
-        """Stop the sweeper, waiting up to ``timeout`` seconds for a sweep under way.
+        """Stop the sweeper, waiting up to ``timeout`` seconds for a sweep in progress.
 
         Returns:
             Whether it has ended.
@@ -237,6 +237,6 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
     @override
     def __del__(self) -> None:
-        # WriteLimiter-made where the constructor raised.
+        # The attribute is missing where the constructor raised.
         if sweeper := getattr(self, "_sweeper", None):
             sweeper.stop(timeout_s=0.1)

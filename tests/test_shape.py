@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -19,8 +20,10 @@ from langgraph.store.postgres import AsyncPostgresStore, PostgresStore
 import langgraph_aurora_store
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.base import BaseAuroraStore
+from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
+from langgraph_aurora_store.execution import executor
 from langgraph_aurora_store.execution.executor import AsyncExecutor, Executor
 
 PACKAGE = Path(langgraph_aurora_store.__file__).parent
@@ -93,16 +96,9 @@ def methods(cls: type) -> list[str]:
 # twins
 
 
-def blocking_name(name: str) -> str:
-    """The blocking twin's name of an asyncio store's method."""
-    if name in ("__aenter__", "__aexit__"):
-        return name.replace("__a", "__")
-    return name[1:] if name in ("abatch", "acount", "adelete_namespace") else name
-
-
 def test_the_stores_are_twins() -> None:
     """The same methods in the same order, with the same parameters and defaults."""
-    # Blocking calls of an asyncio store, what LangGraph's base class has, and the ticks have none.
+    # Blocking calls of an asyncio store, what LangGraph's base class has, and coalescing have none.
     without_twin = {name for name in vars(BaseStore) if not name.startswith("_")}
     without_twin |= {
         "_coalescer",
@@ -110,28 +106,161 @@ def test_the_stores_are_twins() -> None:
         "_write_slot",
         "_submit",
         "_batch",
-        "_prepare",
-        "_finish",
+        "_prepare_group",
+        "_complete_part",
     }
     asyncio_names = [n for n in methods(AsyncAuroraStore) if n == "abatch" or n not in without_twin]
     names = [n for n in methods(AuroraStore) if n == "batch" or n not in without_twin]
-    assert [blocking_name(name) for name in asyncio_names] == names
+    assert [blocking_spelling(name) for name in asyncio_names] == names
     for name in asyncio_names:
-        twin = getattr(AuroraStore, blocking_name(name))
+        twin = getattr(AuroraStore, blocking_spelling(name))
         if name != "_initialize":  # a private one, whose twin hands its settings on
             assert parameters(getattr(AsyncAuroraStore, name)) == parameters(twin), name
 
 
+PAIRS = [
+    (AuroraStore, AsyncAuroraStore),
+    (Executor, AsyncExecutor),
+    (LazyPool, AsyncLazyPool),
+    (AuroraPool, AsyncAuroraPool),
+    (AuroraConnection, AsyncAuroraConnection),
+    (executor, executor),
+]
+# Twins whose bodies differ, and why; all others are equal.
+DIFFERENT = {
+    "AsyncAuroraStore.__init__": "the parent refuses a pool with a pipeline; the asyncio one not",
+    "AsyncAuroraStore.__aenter__": "the blocking store's conn is the pool that opens on first use",
+    "AsyncAuroraStore.abatch": "single operations are coalesced",
+    "AsyncAuroraStore._initialize": "the parent's constructor wants a running loop",
+    "AsyncAuroraStore.batch": "the asyncio store's runs on the loop of another thread",
+    "AsyncAuroraStore.close": "closes what belongs to the running loop",
+    "AsyncAuroraStore.connection": "remembers the loop; a pool of any kind may lose a connection",
+    "AsyncAuroraStore.__del__": "a task holds its store weakly, and needs no join",
+    "AsyncAuroraStore.start_ttl_sweeper": "a task in place of a thread",
+    "AsyncAuroraStore.stop_ttl_sweeper": "a task in place of a thread",
+    "AsyncExecutor.__init__": "keeps_connection: no wait of a thread is cancelled",
+    "AsyncExecutor._perform": "a task may be cancelled",
+    "AsyncExecutor._embed": "documents and queries at the same time",
+    "AsyncExecutor._queries": "tasks in place of threads",
+    "AsyncLazyPool.__init__": "a pool for each loop",
+    "AsyncLazyPool.get": "a pool for each loop",
+    "AsyncLazyPool.close": "a pool for each loop",
+    "AsyncAuroraPool.__init__": "looking up and signing run in a thread",
+}
+RENAMED = {
+    "AbstractAsyncContextManager": "AbstractContextManager",
+    "asynccontextmanager": "contextmanager",
+    "enter_async_context": "enter_context",
+    "make_async_pool": "make_pool",
+    "_is_open_async": "_is_open",
+    "abatch": "batch",
+    "acount": "count",
+    "adelete_namespace": "delete_namespace",
+    "aembed_documents": "embed_documents",
+    "_arun": "_run",
+    "_arows": "_rows",
+    "_asend": "_send",
+    "_asend_all": "_send_all",
+}
+
+
+class Blocking(ast.NodeTransformer):
+    """Makes the blocking twin of asyncio code."""
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        twin = ast.FunctionDef(**{name: getattr(node, name) for name in node._fields})
+        return self.visit_FunctionDef(twin)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        node.name = blocking_spelling(node.name)
+        # The parents do not override the same methods.
+        node.decorator_list = [d for d in node.decorator_list if ast.unparse(d) != "override"]
+        return self.generic_visit(node)
+
+    def visit_AsyncWith(self, node: ast.AsyncWith) -> ast.AST:
+        return self.generic_visit(ast.With(node.items, node.body))
+
+    def visit_AsyncFor(self, node: ast.AsyncFor) -> ast.AST:
+        return self.generic_visit(ast.For(node.target, node.iter, node.body, node.orelse))
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        node.is_async = 0
+        return self.generic_visit(node)
+
+    def visit_Await(self, node: ast.Await) -> ast.AST:
+        return self.visit(node.value)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(blocking_spelling(node.id), node.ctx)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if ast.unparse(node) == "asyncio.sleep":
+            return ast.parse("time.sleep", mode="eval").body
+        node.attr = blocking_spelling(node.attr)
+        return self.generic_visit(node)
+
+
+def blocking_spelling(name: str) -> str:
+    """The blocking twin's spelling of a name."""
+    if name in ("__aenter__", "__aexit__"):
+        return name.replace("__a", "__")
+    return RENAMED.get(name, name.replace("Async", "", 1) if name.startswith("Async") else name)
+
+
+def as_blocking(function: Callable[..., object]) -> str:
+    """The source of a function's blocking twin, without docstrings and comments."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return ast.unparse(ast.fix_missing_locations(Blocking().visit(tree)))
+
+
+def functions_of(owner: object) -> dict[str, Callable[..., object]]:
+    """The functions that a class or a module defines itself."""
+    own = {n: inspect.unwrap(getattr(v, "__func__", v)) for n, v in vars(owner).items()}
+    name = getattr(owner, "__module__", getattr(owner, "__name__", ""))
+    return {n: v for n, v in own.items() if inspect.isfunction(v) and v.__module__ == name}
+
+
+def twins() -> Iterator[tuple[str, Callable[..., object], Callable[..., object]]]:
+    """Each function with its asyncio twin, and the name of the latter."""
+    for blocking, other in PAIRS:
+        mine, theirs = functions_of(blocking), functions_of(other)
+        for name, function in theirs.items():
+            twin = mine.get(blocking_spelling(name))
+            if twin is not None and twin is not function:
+                yield f"{other.__name__}.{name}", twin, function
+
+
+def test_twins_have_equal_bodies() -> None:
+    """The blocking one is derived from the asyncio one; a line that one of them lacks shows."""
+    unequal = {name for name, twin, other in twins() if as_blocking(other) != as_blocking(twin)}
+    assert unequal == set(DIFFERENT)
+    assert len(list(twins())) > 2 * len(DIFFERENT)
+
+
 @pytest.mark.parametrize(
-    ("blocking", "other"),
-    [(Executor, AsyncExecutor), (LazyPool, AsyncLazyPool), (AuroraPool, AsyncAuroraPool)],
+    ("asyncio_line", "blocking_line"),
+    [
+        ("await conn.rollback()", "conn.rollback()"),
+        ("[await _arows(c) async for c in rows]", "[_rows(c) for c in rows]"),
+        ("await asyncio.sleep(1)", "time.sleep(1)"),
+        ("async with AsyncExitStack() as stack: pass", "with ExitStack() as stack: pass"),
+    ],
 )
+def test_the_derivation_tells_twins_from_others(asyncio_line: str, blocking_line: str) -> None:
+    """A line of the one is a line of the other, and no other line is."""
+    derived = ast.unparse(ast.fix_missing_locations(Blocking().visit(ast.parse(asyncio_line))))
+    assert derived == ast.unparse(ast.parse(blocking_line))
+    assert derived != ast.unparse(ast.parse(f"{blocking_line}; conn.close()"))
+
+
+@pytest.mark.parametrize(("blocking", "other"), PAIRS[1:-1])
 def test_what_drives_them_are_twins(blocking: type, other: type) -> None:
-    """The same holds for what does the I/O."""
+    """The same names in the same order, with the same parameters."""
     names = [name for name in methods(blocking) if name == "__init__" or name[0] != "_"]
     assert [name for name in methods(other) if name == "__init__" or name[0] != "_"] == names
     for name in set(methods(blocking)) & set(methods(other)):
-        # No wait of a thread is cancelled, so that no connection is lost by it.
         theirs = [p for p in parameters(getattr(other, name)) if p != "keeps_connection"]
         assert theirs == parameters(getattr(blocking, name)), name
 
@@ -201,7 +330,7 @@ def assigned(function: Callable[..., object]) -> set[str]:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """The modules of the package that each of them imports when it is run, by dotted name."""
+    """The modules of the package that each of them imports, for types also, by dotted name."""
     paths = sorted(PACKAGE.rglob("*.py"))
     known = {dotted(path) for path in paths}
     return {dotted(path): set(_imported(ast.parse(path.read_text()), known)) for path in paths}
@@ -215,8 +344,6 @@ def dotted(path: Path) -> str:
 
 def _imported(tree: ast.AST, known: set[str]) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue  # for types, and not at run time
         if isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
             if node.module == NAME:
@@ -247,7 +374,7 @@ def test_imports_point_down() -> None:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    """Within a room too."""
+    """Within a room too, and for types too."""
     list(TopologicalSorter(imports()).static_order())
 
 

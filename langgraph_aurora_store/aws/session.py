@@ -70,7 +70,7 @@ class Aws:
     def __repr__(self) -> str:
         return f"Aws({'default session' if self._given is None else type(self._given).__name__})"
 
-    def renew(self) -> None:
+    def reinit(self) -> None:
         """In a forked child: free the lock of the given session's credentials.
 
         A thread of the parent may have been refreshing them. Credentials that these are made of in

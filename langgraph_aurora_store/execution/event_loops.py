@@ -12,7 +12,7 @@ from langgraph_aurora_store.errors import WrongLoopError
 
 T = TypeVar("T")
 
-# A loop that has not run a callback for this long is blocked, maybe by the one who waits for us.
+# A loop that has run no callback for this long is blocked, maybe by the caller of this very call.
 BLOCKED_AFTER_S = 5.0
 
 
@@ -44,14 +44,14 @@ def call_from_thread(
         )
     future = asyncio.run_coroutine_threadsafe(make(), loop)
     while True:
-        beat = threading.Event()
-        loop.call_soon_threadsafe(beat.set)
+        heartbeat = threading.Event()
+        loop.call_soon_threadsafe(heartbeat.set)
         try:
             return future.result(BLOCKED_AFTER_S)
         except concurrent.futures.TimeoutError:
             if future.done():
-                raise  # the operation's own
-            if not beat.is_set():
+                raise  # the operation's own TimeoutError
+            if not heartbeat.is_set():
                 future.cancel()
                 raise WrongLoopError(
                     f"the event loop of this AsyncAuroraStore has been blocked for"

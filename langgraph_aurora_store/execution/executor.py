@@ -1,6 +1,6 @@
-"""Drivers: they perform the steps of a flow, one blocking, one for asyncio, and nothing else.
+"""Executors perform the steps of flows: one blocking, one for asyncio.
 
-What a step raises is thrown into the flow, which may choose another way.
+They throw what a step raised into the flow, which may choose another way.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ AsyncConn: TypeAlias = AsyncConnection[Any]
 Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
 AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
 
-# Queries that are embedded at a time by a model that takes them one by one.
+# How many queries are embedded at a time by a model that takes them one by one.
 _QUERIES_AT_ONCE = 16
 
 
-# A pipeline is one transaction up to its end without them, and what only reads is fine with that.
-# But when a transaction fails in its end, psycopg 3.3 loses the reason and then the connection.
+# A pipeline is one transaction without them, which is enough for reads. But when a transaction
+# fails at its end, psycopg 3.3 loses the reason and then the connection.
 _BEGIN, _COMMIT = Statement("BEGIN"), Statement("COMMIT")
 _TYPES = Transaction((Statement(pgvector_types.TYPES),))
 
@@ -63,7 +63,7 @@ class Executor:
         self._operations = operations
 
     def run(self, flow: Flow[T], connect: Connect) -> T:
-        """The flow's result; a connection is had for each `Transaction`, and held for it only."""
+        """The flow's result; each `Transaction` has a connection, held for it only."""
         return self._run_flow(flow, connect, prepare=None)
 
     def run_on(self, flow: Flow[T], conn: Conn) -> T:
@@ -87,19 +87,27 @@ class Executor:
 
     def _perform(self, step: Step, connect: Connect, *, prepare: bool | None) -> object:
         if isinstance(step, Embed):
-            return Vectors(self._documents(step), self._queries(step.queries))
+            return self._embed(step)
         if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
         with connect() as conn:
-            self._register(conn)
-            if isinstance(step, Autocommit):
-                with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
-                    cursor = _send(conn, step.statement, prepare=prepare)
-                return _rows(cursor)
-            if len(step.statements) == 1 and _is_plain(conn):
-                return [_rows(_send(conn, step.statements[0], prepare=prepare))]
-            return [_rows(cursor) for cursor in _run(conn, step, prepare=prepare)]
+            return self._perform_on(conn, step, prepare=prepare)
+
+    def _perform_on(
+        self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None
+    ) -> object:
+        self._register(conn)
+        if isinstance(step, Autocommit):
+            with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
+                cursor = _send(conn, step.statement, prepare=prepare)
+            return _rows(cursor)
+        if len(step.statements) == 1 and _is_plain(conn):
+            return [_rows(_send(conn, step.statements[0], prepare=prepare))]
+        return [_rows(cursor) for cursor in _run(conn, step, prepare=prepare)]
+
+    def _embed(self, step: Embed) -> Vectors:
+        return Vectors(self._documents(step), self._queries(step.queries))
 
     def _documents(self, step: Embed) -> list[list[float]]:
         if not step.documents:
@@ -117,11 +125,11 @@ class Executor:
             return embedder.embed_queries(list(queries))
         with ThreadPoolExecutor(_QUERIES_AT_ONCE) as threads:
             context = contextvars.copy_context
-            asked = [threads.submit(context().run, embedder.embed_query, q) for q in queries]
-            return [each.result() for each in asked]
+            futures = [threads.submit(context().run, embedder.embed_query, q) for q in queries]
+            return [future.result() for future in futures]
 
     def _register(self, conn: Conn) -> None:
-        """Teach a connection pgvector's types, once the database has them."""
+        """Register pgvector's types with a connection, once the database has them."""
         pgvector = self._operations.pgvector
         if self._operations.embeddings is None or pgvector.is_registered(conn):
             return
@@ -134,7 +142,7 @@ class Executor:
 class AsyncExecutor:
     """The asyncio twin of `Executor`; any number of tasks at a time, in one event loop or several.
 
-    ``keeps_connection`` is for a store on one connection: nobody makes it another one.
+    ``keeps_connection`` is for a store on one connection, which nothing would replace.
     """
 
     def __init__(self, operations: Operations, *, keeps_connection: bool) -> None:
@@ -142,7 +150,7 @@ class AsyncExecutor:
         self._keeps_connection = keeps_connection
 
     async def run(self, flow: Flow[T], connect: AsyncConnect) -> T:
-        """The flow's result; a connection is had for each `Transaction`, and held for it only."""
+        """The flow's result; each `Transaction` has a connection, held for it only."""
         return await self._run_flow(flow, connect, prepare=None)
 
     async def run_on(self, flow: Flow[T], conn: AsyncConn) -> T:
@@ -151,15 +159,12 @@ class AsyncExecutor:
         return await self._run_flow(flow, lambda: nullcontext(conn), prepare=False)
 
     async def _run_flow(self, flow: Flow[T], connect: AsyncConnect, *, prepare: bool | None) -> T:
-        heard = _cancellations()
         try:
             step = next(flow)
             while True:
                 try:
                     reply = await self._perform(step, connect, prepare=prepare)
-                    _raise_if_cancelled(heard)
                 except BaseException as exc:
-                    heard = _cancellations()
                     step = flow.throw(exc)
                 else:
                     step = flow.send(reply)
@@ -168,10 +173,16 @@ class AsyncExecutor:
             return result
 
     async def _perform(self, step: Step, connect: AsyncConnect, *, prepare: bool | None) -> object:
+        seen = _cancellations()
+        reply = await self._perform_step(step, connect, prepare=prepare)
+        _raise_if_cancelled(seen)
+        return reply
+
+    async def _perform_step(
+        self, step: Step, connect: AsyncConnect, *, prepare: bool | None
+    ) -> object:
         if isinstance(step, Embed):
-            return Vectors(
-                *await asyncio.gather(self._documents(step), self._queries(step.queries))
-            )
+            return await self._embed(step)
         if isinstance(step, Sleep):
             await asyncio.sleep(step.seconds)
             return None
@@ -194,6 +205,9 @@ class AsyncExecutor:
             return [await _arows(await _asend(conn, step.statements[0], prepare=prepare))]
         return [await _arows(cursor) for cursor in await _arun(conn, step, prepare=prepare)]
 
+    async def _embed(self, step: Embed) -> Vectors:
+        return Vectors(*await asyncio.gather(self._documents(step), self._queries(step.queries)))
+
     async def _documents(self, step: Embed) -> list[list[float]]:
         if not step.documents:
             return []
@@ -209,7 +223,7 @@ class AsyncExecutor:
         return await asyncio.gather(*map(embedder.aembed_query, queries))
 
     async def _register(self, conn: AsyncConn) -> None:
-        """Teach a connection pgvector's types, once the database has them."""
+        """Register pgvector's types with a connection, once the database has them."""
         pgvector = self._operations.pgvector
         if self._operations.embeddings is None or pgvector.is_registered(conn):
             return
@@ -219,13 +233,13 @@ class AsyncExecutor:
         pgvector.register(conn)
 
 
-def _run(conn: Conn, run: Transaction, *, prepare: bool | None) -> list[Cursor[TupleRow]]:
+def _run(conn: Conn, transaction: Transaction, *, prepare: bool | None) -> list[Cursor[TupleRow]]:
     if not conn.autocommit:
         with conn.transaction():
-            return _sent(conn, run.statements, prepare=prepare)
-    begin, commit = _frame(conn, run)
+            return _send_all(conn, transaction.statements, prepare=prepare)
+    begin, commit = _frame(conn, transaction)
     try:
-        cursors = _sent(conn, (*begin, *run.statements, *commit), prepare=prepare)
+        cursors = _send_all(conn, (*begin, *transaction.statements, *commit), prepare=prepare)
     except BaseException:
         if begin:
             with suppress(psycopg.Error):
@@ -235,19 +249,19 @@ def _run(conn: Conn, run: Transaction, *, prepare: bool | None) -> list[Cursor[T
 
 
 def _cancellations() -> int:
-    """How often the running task was asked to end."""
+    """How often the running task was cancelled."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 
 
-def _raise_if_cancelled(heard: int) -> None:
-    """Raise what was swallowed: before 3.12, psycopg waits by an ``asyncio.wait_for`` that may."""
-    if _cancellations() > heard:
+def _raise_if_cancelled(seen: int) -> None:
+    """Raise a cancellation that psycopg swallowed: its ``asyncio.wait_for`` may, before 3.12."""
+    if _cancellations() > seen:
         raise asyncio.CancelledError
 
 
 def _is_plain(conn: Conn | AsyncConn) -> bool:
-    """Whether a lone statement is a transaction of its own, and its answer comes at once."""
+    """Whether a single statement is a transaction of its own, answered at once."""
     return conn.autocommit and not _is_in_pipeline(conn)
 
 
@@ -255,12 +269,12 @@ def _is_in_pipeline(conn: Conn | AsyncConn) -> bool:
     return conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
-def _sent(
+def _send_all(
     conn: Conn, statements: Sequence[Statement], *, prepare: bool | None
 ) -> list[Cursor[TupleRow]]:
-    """All at once; the first error is raised when the pipeline has ended.
+    """Send all statements, then read; raise the first error when the pipeline has ended.
 
-    Where a block raises, psycopg warns in its log of each error that follows from the first.
+    Raise it outside of the block: inside, psycopg logs a warning for each error that follows.
     """
     errors: list[psycopg.Error] = []
     try:
@@ -284,14 +298,16 @@ def _rows(cursor: Cursor[TupleRow]) -> Rows:
 
 
 async def _arun(
-    conn: AsyncConn, run: Transaction, *, prepare: bool | None
+    conn: AsyncConn, transaction: Transaction, *, prepare: bool | None
 ) -> list[AsyncCursor[TupleRow]]:
     if not conn.autocommit:
         async with conn.transaction():
-            return await _asent(conn, run.statements, prepare=prepare)
-    begin, commit = _frame(conn, run)
+            return await _asend_all(conn, transaction.statements, prepare=prepare)
+    begin, commit = _frame(conn, transaction)
     try:
-        cursors = await _asent(conn, (*begin, *run.statements, *commit), prepare=prepare)
+        cursors = await _asend_all(
+            conn, (*begin, *transaction.statements, *commit), prepare=prepare
+        )
     except BaseException:
         if begin:
             with suppress(psycopg.Error):
@@ -300,7 +316,7 @@ async def _arun(
     return cursors[len(begin) : len(cursors) - len(commit)]
 
 
-async def _asent(
+async def _asend_all(
     conn: AsyncConn, statements: Sequence[Statement], *, prepare: bool | None
 ) -> list[AsyncCursor[TupleRow]]:
     """As the blocking twin."""
@@ -324,11 +340,11 @@ async def _asend(
 
 
 def _frame(
-    conn: BaseConnection[Any], run: Transaction
+    conn: BaseConnection[Any], transaction: Transaction
 ) -> tuple[tuple[Statement, ...], tuple[Statement, ...]]:
-    """What goes before and after the statements, unless the connection's owner has begun."""
+    """What goes before and after the statements, unless the connection's owner began one."""
     is_idle = conn.info.transaction_status is TransactionStatus.IDLE
-    return ((_BEGIN,), (_COMMIT,)) if run.writes and is_idle else ((), ())
+    return ((_BEGIN,), (_COMMIT,)) if transaction.writes and is_idle else ((), ())
 
 
 async def _arows(cursor: AsyncCursor[TupleRow]) -> Rows:

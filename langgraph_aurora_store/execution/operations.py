@@ -1,6 +1,13 @@
-"""What the blocking and the asyncio store share: settings made data, and flows made of steps.
+"""What the blocking and the asyncio store share: settings as data, and operations as flows.
 
-Nothing here does I/O; `store` and `aio` drive the flows.
+Nothing here does I/O; the executors of `store` and `aio` perform the flows.
+
+What is known of the database:
+
+```
+unknown --ready(), setup()--> known
+known --forget(): the database objects to a statement, or the store is closed--> unknown
+```
 """
 
 from __future__ import annotations
@@ -42,8 +49,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Deserializer: TypeAlias = Callable[[bytes | orjson.Fragment], dict[str, Any]]
 
-# What speaks of tables is imported where it is used: a process that imports the store, a Lambda
-# function at its cold start for one, need not wait for it.
+# The modules on the schema are imported where they are used: importing the store, as a Lambda
+# function does at its cold start, then does not wait for them.
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.engine")
@@ -51,13 +58,12 @@ logger = logging.getLogger("langgraph_aurora_store.engine")
 # Embedded once, where neither the model's name nor the configuration tells the vectors' length.
 _PROBE = "How many dimensions?"
 
-
-# The parent's.
+# The parent's default.
 _SWEEP_INTERVAL_MINUTES = 5
 
-# What a database says that is not, or no longer, as it was found.
-_OBJECTIONS = (psycopg.DataError, psycopg.InternalError, psycopg.ProgrammingError)
-_GONE = (
+# What a database raises that is no longer as it was found.
+_CHANGED_ERRORS = (psycopg.DataError, psycopg.InternalError, psycopg.ProgrammingError)
+_MISSING_ERRORS = (
     psycopg.errors.InvalidSchemaName,
     psycopg.errors.UndefinedColumn,
     psycopg.errors.UndefinedTable,
@@ -65,7 +71,7 @@ _GONE = (
 
 
 class Operations:
-    """A store's settings, and its operations as conversations. Safe for any number of threads."""
+    """A store's settings, and its operations as flows. Safe for any number of threads."""
 
     def __init__(
         self,
@@ -79,19 +85,19 @@ class Operations:
     ) -> None:
         check(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
         if index is not None:
-            # All of it that a first look can tell, whatever the model has to say of its dimensions.
+            # Check all that can be checked before the model tells its dimensions.
             IndexSettings.from_config(index, 1 if index.get("dims") is None else None)
             check(embed=index.get("embed"))
         self.ttl = TtlSettings.from_config(ttl)
         self.embeddings: Embeddings | None = None
         self.ttl_config = ttl
-        # A copy: it is completed with what the parent's class derives, for code that reads it.
+        # A copy, completed with what the parent's class derives, for code that reads it.
         self.index_config = None if index is None else index.copy()
         self._schema = schema
         self.deserializer = deserializer
         self._layout: StoreTables | None = None
         self._ready: StoreTables | None = None
-        self._place = ""
+        self._location = ""
         self.pgvector = TypeRegistry()
         self._sizes = LargeNamespaces()
         dims = None
@@ -119,21 +125,21 @@ class Operations:
         return (yield from self._on_tables(lambda layout: converse(known, layout, self._sizes)))
 
     def prepare(self, ops: Iterable[Op], *, at_most: int) -> Flow[list[Prepared]]:
-        """Operations that need not take effect together, embedded at once, in parts to `finish`.
+        """Embed for operations that need not take effect together; parts to `finish`.
 
-        The parts, ``at_most`` so many, may be finished side by side.
+        There are ``at_most`` that many parts, which may be finished side by side.
         """
         known = [self._with_defaults(op) for op in ops]
         prepared = yield from self._on_tables(lambda layout: prepare(known, layout))
         return apart(prepared, at_most)
 
     def check(self, op: Op) -> None:
-        """Raise what is wrong with an operation by itself, as far as that is known by now."""
+        """Raise what is invalid in an operation by itself, once the tables are known."""
         if layout := self._ready:
             validate(self._with_defaults(op), layout)
 
     def finish(self, part: Prepared) -> Flow[list[Result]]:
-        """The results of a part, in the order of its places."""
+        """The results of a part, in the order of its operations."""
         return (yield from self._on_tables(lambda layout: finish(part, layout, self._sizes)))
 
     def setup(self) -> Flow[None]:
@@ -142,12 +148,12 @@ class Operations:
 
         self.forget()
         layout = yield from self.layout()
-        self._found(layout, (yield from setup(layout)))
+        self._adopt(layout, (yield from setup(layout)))
 
     def count(
         self, namespace_prefix: tuple[str, ...], filter_: Mapping[str, object] | None
     ) -> Flow[int]:
-        """How many items lie in a namespace and below it."""
+        """The number of items in a namespace and below it."""
         return (
             yield from self._on_tables(
                 lambda layout: count_under(namespace_prefix, layout, filter_)
@@ -155,11 +161,11 @@ class Operations:
         )
 
     def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> Flow[int]:
-        """Delete a namespace and what is below it; how many items there were."""
+        """Delete a namespace and what is below it; the number of items deleted."""
         return (yield from self._on_tables(lambda layout: delete_under(namespace_prefix, layout)))
 
     def sweep(self) -> Flow[int]:
-        """Delete expired items; how many there were."""
+        """Delete expired items; the number of items deleted."""
         from langgraph_aurora_store.sql.ttl import sweep
 
         return (yield from self._on_tables(sweep))
@@ -175,7 +181,7 @@ class Operations:
         return 60 * (minutes or self.ttl.sweep_interval_minutes or _SWEEP_INTERVAL_MINUTES)
 
     def ddl(self, *, role: str | None, concurrently: bool) -> str:
-        """The script that `setup` spares an administrator, or lets one run."""
+        """The SQL of `setup`, as a script for an administrator."""
         from langgraph_aurora_store.sql.schema.ddl import ddl
 
         if self._layout is None:
@@ -185,22 +191,22 @@ class Operations:
         return ddl(self._layout, role=role, concurrently=concurrently)
 
     def ready(self) -> Flow[StoreTables]:
-        """The layout, once the database has been seen to hold what it says."""
+        """The tables, once the database was seen to hold them."""
         from langgraph_aurora_store.sql.schema.diff import check as inspect
 
-        if ready := self._ready:  # which another thread may have forgotten a moment later
+        if ready := self._ready:  # read once: another thread may call forget()
             return ready
         layout = yield from self.layout()
-        return self._found(layout, (yield from inspect(layout)))
+        return self._adopt(layout, (yield from inspect(layout)))
 
     def forget(self) -> None:
-        """Look at the database anew at the next use: it may have changed, or be another."""
+        """Inspect the database again at the next use: it may have changed, or be another."""
         self._ready = None
         self.pgvector.forget()
 
-    def _found(self, layout: StoreTables, found: DatabaseState) -> StoreTables:
-        """The layout with what is in the database, and what its pgvector can do."""
-        self._place = f"schema {found.schema!r} of database {found.database!r}"
+    def _adopt(self, layout: StoreTables, found: DatabaseState) -> StoreTables:
+        """Remember the tables as found, with what the database's pgvector can do."""
+        self._location = f"schema {found.schema!r} of database {found.database!r}"
         if layout.index is not None and layout.has_ann_index and not found.iterative_scan:
             logger.warning(
                 "pgvector %s in database %r is older than 0.8: a search that its index leaves short"
@@ -219,20 +225,20 @@ class Operations:
         return ready
 
     def _on_tables(self, work: Callable[[StoreTables], Flow[T]]) -> Flow[T]:
-        """Work on tables that were seen to be there once, and look again where they object."""
+        """Work on the known tables; forget them where the database objects."""
         layout = yield from self.ready()
         try:
             return (yield from work(layout))
-        except _OBJECTIONS as exc:
+        except _CHANGED_ERRORS as exc:
             self.forget()
             if isinstance(exc, AuroraStoreError):
                 raise
-            if change := _change(exc, self._place):
-                raise change from exc
+            if error := _schema_error(exc, self._location):
+                raise error from exc
             raise
 
     def layout(self) -> Flow[StoreTables]:
-        """The layout; asks the embedding model for its dimensions where nothing tells them."""
+        """The tables; asks the embedding model for its dimensions where nothing tells them."""
         if self._layout is None:
             vectors = yield Embed((), (_PROBE,))
             self._configure(len(vectors.queries[0]))
@@ -252,8 +258,8 @@ class Operations:
         )
 
     def _with_defaults(self, op: Op) -> Op:
-        """Apply the TTL configuration where an operation says that it leaves it open."""
-        # LangGraph's own types know neither of the two, its methods pass neither.
+        """Apply the TTL configuration to an operation that leaves its own open."""
+        # LangGraph's types do not allow these two values, and its methods pass neither.
         if isinstance(op, PutOp) and cast("object", op.ttl) is NOT_PROVIDED:
             return op._replace(ttl=self.ttl.default_ttl)
         if isinstance(op, (GetOp, SearchOp)) and op.refresh_ttl is None:
@@ -261,25 +267,25 @@ class Operations:
         return op
 
 
-def _change(exc: psycopg.Error, place: str) -> SchemaError | None:
-    """What has changed in the database since it was looked at, where that is what it objects to."""
+def _schema_error(exc: psycopg.Error, location: str) -> SchemaError | None:
+    """The error for a database that has changed since it was inspected, if that is the cause."""
     said = exc.diag.message_primary or str(exc)
-    if isinstance(exc, _GONE):
+    if isinstance(exc, _MISSING_ERRORS):
         return SchemaMissingError(
-            f"{said}: not in {place}, where this store had found its tables; run setup(), or have"
-            " an administrator run the SQL of ddl()"
+            f"{said}: not in {location}, where this store had found its tables; run setup(), or"
+            " have an administrator run the SQL of ddl()"
         )
     is_missing = isinstance(exc, psycopg.errors.UndefinedObject | psycopg.errors.UndefinedFunction)
     if is_missing or "cache lookup failed for type" in said:
         return SchemaError(
-            f"{said}: pgvector in {place} is not the one that this store had found; nothing was"
-            " written, and trying once more looks anew"
+            f"{said}: pgvector in {location} is not the one that this store had found; nothing was"
+            " written, and trying once more inspects the database again"
         )
     return None
 
 
 def labels_of(labels: Sequence[Label]) -> list[str]:
-    """Labels as the embedding classes write them in a warning."""
+    """Labels of texts, as the embedding classes write them in a warning."""
     return [f"namespace {ns!r}, key {key!r}, field {field!r}" for ns, key, field in labels]
 
 
@@ -296,9 +302,9 @@ def _derived(settings: IndexSettings) -> PostgresIndexConfig:
 
 
 def _embedding_id(index: PostgresIndexConfig | None, embeddings: object) -> str | None:
-    """A name for the embedding model, or for this store where nothing names the model.
+    """A name for the embedding model; one for this store alone where nothing names the model.
 
-    Then unchanged text is skipped within the store only: another one's model may be another.
+    Unchanged text is then skipped within the store only: another store's model may differ.
     """
     if index is None:
         return None

@@ -21,16 +21,16 @@ WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec')
 
 
 class TypeRegistry:
-    """Which OIDs a store's database has given to pgvector's types, and which connections know.
+    """The OIDs of pgvector's types in a store's database, and the connections that know them.
 
-    Shared by any number of threads and loops: what two of them find out at once is the same.
+    Shared by any number of threads and loops: two that look at the same time find the same.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Know nothing again: an extension made anew, or another database, has other OIDs."""
+        """Drop all of it: a re-created extension, or another database, has other OIDs."""
         self.types: Sequence[tuple[Any, ...]] = ()
         self._registered: weakref.WeakSet[BaseConnection[Any]] = weakref.WeakSet()
 
@@ -39,14 +39,14 @@ class TypeRegistry:
         return connection in self._registered
 
     def register(self, connection: BaseConnection[Any]) -> None:
-        """Let a connection know the types, once the database has them."""
+        """Register the types with a connection, once they are known."""
         if self.types:
             register(connection, self.types)
             self._registered.add(connection)
 
 
 def register(connection: BaseConnection[Any], types: Iterable[tuple[Any, ...]]) -> None:
-    """Let a connection send pgvector's values, alone and in arrays; ``types`` is `TYPES`'s rows.
+    """Make a connection send pgvector's values, also in arrays; ``types`` are the rows of `TYPES`.
 
     What it receives stays as it was: other code may read vectors on the same connection.
     """

@@ -1,4 +1,4 @@
-"""Sweepers: what deletes expired items from time to time, and ends with its store."""
+"""Sweepers delete expired items at an interval, and end with their store."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ import concurrent.futures
 import logging
 import threading
 import weakref
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from langgraph_aurora_store.aio import AsyncAuroraStore
-    from langgraph_aurora_store.store import AuroraStore
+from typing import Protocol
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.sweeper")
 
 
+class Sweepable(Protocol):
+    """A blocking store with items that expire."""
+
+    def sweep_ttl(self) -> int:
+        """Delete expired items; how many there were."""
+
+
+class AsyncSweepable(Protocol):
+    """The asyncio twin of `Sweepable`."""
+
+    async def sweep_ttl(self) -> int:
+        """Delete expired items; how many there were."""
+
+
 class SweeperThread:
     """Sweeps a blocking store every ``interval_s`` seconds until stopped or the store is gone."""
 
-    def __init__(self, store: AuroraStore, interval_s: float) -> None:
+    def __init__(self, store: Sweepable, interval_s: float) -> None:
         self._store = weakref.ref(store)
         self._interval_s = interval_s
         self._stopped = threading.Event()
@@ -30,11 +40,11 @@ class SweeperThread:
         self._thread.start()
 
     def is_alive(self) -> bool:
-        """Whether it is still sweeping."""
+        """Whether it goes on sweeping."""
         return self._thread.is_alive() and not self._stopped.is_set()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Stop, waiting for a sweep under way; whether it has ended within ``timeout_s``."""
+        """Stop, and wait for a sweep in progress; whether it ended within ``timeout_s``."""
         self._stopped.set()
         # The last reference to a store may be dropped by its own sweeper.
         if threading.current_thread() is not self._thread:
@@ -52,7 +62,7 @@ class SweeperThread:
         if store is None:
             return False
         try:
-            report(store.sweep_ttl())
+            log_sweep(store.sweep_ttl())
         except Exception:
             logger.exception(
                 "sweeping expired items failed; trying again in %s s", self._interval_s
@@ -60,21 +70,21 @@ class SweeperThread:
         return True
 
 
-async def sweep_for_ever(store: weakref.ref[AsyncAuroraStore], interval_s: float) -> None:
-    """The asyncio twin of `SweeperThread`: cancel the task it runs in to stop it."""
+async def sweep_repeatedly(store: weakref.ref[AsyncSweepable], interval_s: float) -> None:
+    """The asyncio twin of `SweeperThread`: cancel its task to stop it."""
     while True:
         await asyncio.sleep(interval_s)
         alive = store()
         if alive is None:
             return
         try:
-            report(await alive.sweep_ttl())
+            log_sweep(await alive.sweep_ttl())
         except Exception:
             logger.exception("sweeping expired items failed; trying again in %s s", interval_s)
         del alive
 
 
-def report(deleted: int) -> None:
-    """Say what a sweep did, where it did anything."""
+def log_sweep(deleted: int) -> None:
+    """Log how many items a sweep deleted, if any."""
     if deleted:
         logger.info("deleted %d expired items", deleted)

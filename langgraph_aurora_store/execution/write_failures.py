@@ -1,7 +1,7 @@
-"""A trace in the log of each write that failed, for callers who never look.
+"""A record in the log of each write that failed, for callers that never look.
 
-LangMem runs a blocking manager's writes in an executor whose results nobody reads: there the log
-is all that remains of a lost memory.
+LangMem runs a blocking manager's writes in an executor and reads no results: there the log is all
+that remains of a lost memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many callers at once: nobody waits for another's embedding, or for ever, or is left in doubt."""
+"""Many callers at once: none waits for another's embedding, or for ever, or is left in doubt."""
 
 import asyncio
 import contextlib
@@ -392,11 +392,11 @@ async def test_a_store_takes_part_in_the_transaction_of_its_connections_owner(
 
 @on(*ASYNCIO)
 async def test_an_aget_returns_while_an_aput_is_embedded(store: Twin, model: Model) -> None:
-    """In the same tick and in later ones; nothing else waits for the model either."""
+    """In the same iteration of the loop and in later ones; nor does anything else wait."""
     await store.put(("a",), "k", {"v": 1})
     put = asyncio.create_task(store.put(("a",), "slow", {"text": "held"}))
-    same_tick = asyncio.gather(store.get(("a",), "k"), store.search(("a",), query="tea"))
-    assert (await asyncio.wait_for(same_tick, LONG_S))[0].value == {"v": 1}
+    at_once = asyncio.gather(store.get(("a",), "k"), store.search(("a",), query="tea"))
+    assert (await asyncio.wait_for(at_once, LONG_S))[0].value == {"v": 1}
     await asyncio.wait_for(model.async_entered.wait(), LONG_S)
     assert await asyncio.wait_for(store.get(("a",), "k"), LONG_S)
     assert len(await asyncio.wait_for(store.search(("a",)), LONG_S)) == 1
@@ -417,7 +417,7 @@ async def test_an_async_embedder_may_use_the_store(store: Twin, model: Model) ->
 
 
 @on(*ASYNCIO)
-async def test_operations_of_one_tick_share_one_request_to_the_model(
+async def test_operations_of_one_iteration_share_one_request_to_the_model(
     store: Twin, model: Model
 ) -> None:
     """Ten tasks that put at once embed as one, and equal texts once; each gets its own result."""
@@ -431,7 +431,7 @@ async def test_operations_of_one_tick_share_one_request_to_the_model(
 
 
 @on("asyncio-pool")
-async def test_a_tick_s_operations_do_not_wait_in_one_line(
+async def test_coalesced_operations_do_not_wait_in_one_line(
     store: Twin, model: Model, aurora: LocalAurora, sql: psycopg.Connection
 ) -> None:
     """A key that someone holds holds up a part of its neighbours at most; they share a request."""
@@ -462,7 +462,7 @@ async def test_writers_that_wait_for_a_row_leave_connections_to_readers(
         calls = []
         for key in keys:
             calls.append(asyncio.create_task(store.put(("a",), key, {"text": "after"})))
-            await asyncio.sleep(0)  # a tick of its own
+            await asyncio.sleep(0)  # an iteration of its own
         await asyncio.to_thread(until, lambda: waiting_for_locks(sql) == pool.max_size // 2)
         found = await asyncio.wait_for(store.search(("a",), query="before"), LONG_S)
         assert len(found) == len(keys)
@@ -474,7 +474,7 @@ async def test_writers_that_wait_for_a_row_leave_connections_to_readers(
 async def test_a_write_that_was_given_up_half_way_overwrites_none_that_came_after(
     store: Twin, sql: psycopg.Connection, aurora: LocalAurora
 ) -> None:
-    """It shares a transaction with a neighbour, who waits for a row that somebody holds."""
+    """It shares a transaction with a neighbour, which waits for a locked row."""
     await store.batch([PutOp(("a",), key, {"v": 1}) for key in ("k", "taken")])
     with psycopg.connect(owner_dsn(aurora, DATABASE)) as other:
         other.execute("SELECT FROM store WHERE key = 'taken' FOR UPDATE")
@@ -565,7 +565,7 @@ async def test_writers_wait_for_each_other_as_long_as_the_pool_says(
 
 
 def test_a_loop_that_has_ended_is_forgotten(aurora: LocalAurora, sql: psycopg.Connection) -> None:
-    """Though its writers have waited for each other, and nobody has closed the store."""
+    """Though its writers have waited for each other, and the store was never closed."""
     settings = arguments(Database(aurora, DATABASE), pool=PoolSettings(max_size=2))
     store = AsyncAuroraStore.from_cluster(**settings)
 
@@ -573,10 +573,10 @@ def test_a_loop_that_has_ended_is_forgotten(aurora: LocalAurora, sql: psycopg.Co
         await asyncio.gather(*(later(i) for i in range(8)))
         loops.append(weakref.ref(asyncio.get_running_loop()))
 
-    async def later(ticks: int) -> None:
-        for _ in range(ticks):
+    async def later(iterations: int) -> None:
+        for _ in range(iterations):
             await asyncio.sleep(0)
-        await store.aput(("a",), str(ticks), {})
+        await store.aput(("a",), str(iterations), {})
 
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
     for _ in range(3):
@@ -593,7 +593,7 @@ def test_a_loop_that_has_ended_is_forgotten(aurora: LocalAurora, sql: psycopg.Co
 async def test_one_bad_operation_fails_alone(
     store: Twin, sql: psycopg.Connection, fault: str
 ) -> None:
-    """Whatever is bad about it, its neighbours of the same tick succeed."""
+    """Whatever is bad about it, its neighbours of the same iteration succeed."""
     if fault in REFUSALS:
         sql.execute(REFUSALS[fault])
     bad = {
@@ -618,7 +618,7 @@ async def test_one_bad_operation_fails_alone(
 async def test_operations_on_one_key_keep_their_order_beside_a_bad_one(
     store: Twin, model: Model
 ) -> None:
-    """The last one of a tick wins, also when each has to run alone and the first takes longest."""
+    """The last one wins, also when each has to run alone and the first takes longest."""
     calls = asyncio.gather(
         store.put(("a",), "k", {"text": "held"}),
         store.put(("b",), "k", {"v": 1}),
@@ -657,7 +657,7 @@ async def test_a_bad_search_fails_alone(store: Twin) -> None:
 async def test_one_operation_that_may_not_wait_fails_alone(
     store: Twin, sql: psycopg.Connection, aurora: LocalAurora
 ) -> None:
-    """Somebody holds a row for longer than the server allows; the other rows are written."""
+    """A row is locked for longer than the server allows; the other rows are written."""
     await store.put(("a",), "taken", {"v": 1})
     pool = pool_of(store.store)
     async with contextlib.AsyncExitStack() as stack:
@@ -677,7 +677,7 @@ async def test_one_operation_that_may_not_wait_fails_alone(
 
 @on(*ASYNCIO)
 async def test_an_outage_of_the_model_leaves_reads_and_deletes_working(store: Twin) -> None:
-    """In the same tick as operations that need the model, and fail with its own error."""
+    """In the same iteration as operations that need the model, and fail with its own error."""
     await store.put(("a",), "k", {"text": "tea"})
     await store.put(("b",), "d", {"text": "tea"})
     outcomes = await asyncio.gather(
@@ -698,7 +698,7 @@ async def test_an_outage_of_the_model_leaves_reads_and_deletes_working(store: Tw
 
 
 @on(*ASYNCIO)
-async def test_a_cancellation_that_comes_from_the_model_keeps_nobody_waiting(
+async def test_a_cancellation_that_comes_from_the_model_leaves_no_caller_waiting(
     store: Twin, model: Model
 ) -> None:
     """A client library that gives up by CancelledError ends the callers, and the store goes on."""
@@ -769,10 +769,10 @@ async def test_callers_that_leave_while_the_server_works_leave_nothing_behind(
         assert stats["requests_waiting"] == 0
 
 
-@pytest.mark.parametrize("ticks", range(8))
+@pytest.mark.parametrize("iterations", range(8))
 @pytest.mark.parametrize(("kind", "connections"), [("asyncio-pool", 4), ("asyncio-cluster", 10)])
 async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
-    kind: str, connections: int, ticks: int, aurora: LocalAurora, sql: psycopg.Connection
+    kind: str, connections: int, iterations: int, aurora: LocalAurora, sql: psycopg.Connection
 ) -> None:
     """Python 3.11 can lose a cancellation there; the batch must end, and not be written."""
     async with opened(kind, aurora, DATABASE) as store, contextlib.AsyncExitStack() as held:
@@ -783,7 +783,7 @@ async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
             leaves = asyncio.create_task(store.batch([PutOp(("a",), "k", {}), GetOp(("a",), "k")]))
             for _ in range(20):
                 await asyncio.sleep(0)
-        for _ in range(ticks):
+        for _ in range(iterations):
             await asyncio.sleep(0)
         assert leaves.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -794,7 +794,7 @@ async def test_a_caller_may_leave_at_the_moment_it_gets_a_connection(
 async def test_a_caller_may_leave_while_its_connection_is_given_back(
     kind: str, aurora: LocalAurora, sql: psycopg.Connection
 ) -> None:
-    """The pool gets it back, and nobody waits for a connection that is nowhere."""
+    """The pool gets it back, and no caller waits for a connection that is lost."""
     async with opened(kind, aurora, DATABASE) as store:
         await store.get(("a",), "k")
         conn = store.store.conn
@@ -843,7 +843,7 @@ async def test_a_write_given_up_beside_a_neighbour_overwrites_no_later_one(
 
 
 @on(*ASYNCIO)
-async def test_an_earlier_write_of_a_tick_counts_when_a_later_one_is_given_up(
+async def test_an_earlier_write_of_one_key_counts_when_a_later_one_is_given_up(
     store: Twin, model: Model
 ) -> None:
     """Its caller has not left."""
@@ -862,7 +862,7 @@ async def test_an_earlier_write_of_a_tick_counts_when_a_later_one_is_given_up(
 
 @on(*ASYNCIO)
 async def test_a_bad_operation_costs_its_neighbours_no_request(store: Twin, model: Model) -> None:
-    """The others of its tick share one all the same."""
+    """The others of its iteration share one all the same."""
     await store.get(("a",), "k")
     calls = [store.put(("a",), f"k{i}", {"text": f"tea {i}"}) for i in range(9)]
     calls.insert(4, store.put(("a",), "bad", {"text": "\0"}))
@@ -894,7 +894,7 @@ async def test_closing_waits_for_a_batch(aurora: LocalAurora, sql: psycopg.Conne
 async def test_a_caller_that_leaves_does_not_take_its_neighbours_along(
     store: Twin, sql: psycopg.Connection
 ) -> None:
-    """A tick's operations share a trip; whoever is cancelled misses the answer only."""
+    """Coalesced operations share a trip; a cancelled caller misses its answer only."""
     tasks = [asyncio.create_task(store.put(("a",), f"{i}", {"text": "tea"})) for i in range(6)]
     await asyncio.sleep(0)
     tasks[2].cancel()

@@ -1,4 +1,4 @@
-"""What a store says in the log of writes that failed, whoever reads the exception."""
+"""What a store logs of writes that failed, beside the exception."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ def lost(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def outcomes(store: AsyncAuroraStore, *ops: Op) -> list[Any]:
-    """What each of several callers of one tick got."""
+    """What each of several callers of one event-loop iteration got."""
     return await asyncio.gather(*(store.abatch([op]) for op in ops), return_exceptions=True)
 
 
@@ -92,7 +92,7 @@ async def test_of_a_thousand_lost_writes_ten_are_named_and_the_rest_counted(
     assert "; and 990 more; reason:" in message
 
 
-async def test_neighbours_of_a_failed_write_in_one_tick_are_not_reported(
+async def test_neighbours_of_a_failed_write_in_one_iteration_are_not_reported(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Their group failed first, but they were written: only the bad one is lost."""
@@ -115,7 +115,7 @@ async def test_neighbours_of_a_failed_write_in_one_tick_are_not_reported(
 async def test_write_that_fails_after_its_caller_left_is_reported(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It goes on for a neighbour who stays; when it fails, nobody else would tell of it."""
+    """It goes on for a neighbour that stays; when it fails, no caller would see the error."""
     embedding = asyncio.Event()
     fail = asyncio.Event()
 

@@ -14,7 +14,7 @@ from tests.support.store_kinds import CLUSTER_KINDS, DIMS, KINDS, Letters, Twin,
 
 NS = ("chat", "ada")
 TABLES = "store_vectors, store, store_migrations, vector_migrations, aurora_store_migrations"
-ANEW = f"DROP TABLE {TABLES}; DROP EXTENSION vector; CREATE EXTENSION vector"
+RECREATED = f"DROP TABLE {TABLES}; DROP EXTENSION vector; CREATE EXTENSION vector"
 
 Settings = dict[str, Any]
 
@@ -69,7 +69,7 @@ async def test_an_older_pgvector_is_asked_for_what_it_knows(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_role_without_rights_to_vectors_writes_items(kind: str, database: Database) -> None:
-    """A store without an index needs none to put, whoever made the vectors."""
+    """A store without an index needs none to put, also beside vectors of another store."""
     set_up_by_another(database)
     change(database, f'REVOKE ALL ON store_vectors FROM "{database.cluster.user}"')
     async with opened(kind, database.cluster, database.name) as plain:
@@ -99,8 +99,8 @@ async def test_tables_that_went_are_named(twin: Twin, database: Database, operat
 
 
 async def test_tables_made_again_serve_the_same_store(twin: Twin, database: Database) -> None:
-    """Whoever made them: another process, whose pgvector has other OIDs."""
-    change(database, ANEW)
+    """Also by another process, whose pgvector has other OIDs."""
+    change(database, RECREATED)
     with pytest.raises(SchemaMissingError):
         await twin.get(NS, "k")
     set_up_by_another(database)
@@ -109,14 +109,14 @@ async def test_tables_made_again_serve_the_same_store(twin: Twin, database: Data
 
 async def test_setup_of_the_same_store_mends_it(twin: Twin, database: Database) -> None:
     """Without a first failure to learn from."""
-    change(database, ANEW)
+    change(database, RECREATED)
     await twin.setup()
     await used(twin)
 
 
 async def test_types_that_changed_cost_one_call(twin: Twin, database: Database) -> None:
     """Tables and types were replaced before anybody asked: told so once, and well again."""
-    change(database, ANEW)
+    change(database, RECREATED)
     set_up_by_another(database)
     with pytest.raises(SchemaError, match="once more"):
         await twin.put(NS, "k", {"text": "likes cats"})
@@ -124,7 +124,7 @@ async def test_types_that_changed_cost_one_call(twin: Twin, database: Database) 
 
 
 @pytest.mark.parametrize("kind", CLUSTER_KINDS)
-async def test_a_closed_store_looks_anew(database: Database, kind: str) -> None:
+async def test_a_closed_store_inspects_again(database: Database, kind: str) -> None:
     """What it connects to next may be another cluster of the same name."""
     async with opened(
         kind, database.cluster, database.name, pool=PoolSettings(min_size=0), **settings()
@@ -132,6 +132,6 @@ async def test_a_closed_store_looks_anew(database: Database, kind: str) -> None:
         await twin.setup()
         await used(twin)
         await twin.close()
-        change(database, ANEW)
+        change(database, RECREATED)
         set_up_by_another(database)
         await used(twin)

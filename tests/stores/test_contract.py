@@ -139,7 +139,7 @@ async def test_an_update_keeps_created_at_and_moves_updated_at(store: Twin) -> N
     assert after.updated_at > before.updated_at
 
 
-async def test_a_deleted_item_is_gone_and_may_be_put_anew(store: Twin) -> None:
+async def test_a_deleted_item_is_gone_and_may_be_put_again(store: Twin) -> None:
     """Deleting what is not there is no error; a new item has a new created_at."""
     await store.put(("a",), "k", {"text": "tea"})
     first = await store.get(("a",), "k")
@@ -628,7 +628,7 @@ async def test_putting_over_an_expired_item_makes_a_new_one(
 async def test_a_read_renews_an_item_unless_told_not_to(
     store: Twin, sql: psycopg.Connection
 ) -> None:
-    """A get and both kinds of search start the item's life anew."""
+    """A get and both kinds of search restart the item's life."""
     reads = [
         lambda refresh: store.get(("a",), "k", refresh_ttl=refresh),
         lambda refresh: store.search(("a",), refresh_ttl=refresh),

@@ -39,7 +39,7 @@ async def aask(store: AsyncAuroraStore) -> str:
 
 
 def test_closing_fails_no_caller(database: Database) -> None:
-    """Whoever asks while another thread closes gets a connection of the next pool."""
+    """A caller that asks while another thread closes gets a connection of the next pool."""
     store = AuroraStore.from_cluster(**arguments(database))
     ended = threading.Event()
 
@@ -79,7 +79,7 @@ async def test_closing_fails_no_task(database: Database) -> None:
 async def test_a_caller_that_comes_as_the_pool_closes_is_not_left_waiting(
     database: Database,
 ) -> None:
-    """psycopg_pool would queue it where nobody serves it any more, for the whole timeout."""
+    """psycopg_pool would queue it where nothing serves it any more, for the whole timeout."""
     store = AsyncAuroraStore.from_cluster(**arguments(database))
     pool = await store.conn.get()
     async with pool._lock:
@@ -217,7 +217,7 @@ MADE = """
 
 @pytest.mark.parametrize("hold", [LOOKED_UP, MADE], ids=["looked up", "made"])
 def test_a_child_forked_while_a_thread_connects_can_connect(database: Database, hold: str) -> None:
-    """The locks that the thread held are nobody's in the child."""
+    """The locks that the thread held are free in the child."""
     in_process(database, FORK.format(hold=hold.strip()) + IN_A_CHILD)
 
 
@@ -274,7 +274,7 @@ SESSIONS = {
 def test_a_child_forked_while_a_thread_refreshes_credentials_can_connect(
     database: Database, session: str
 ) -> None:
-    """The lock of botocore's that the thread held is nobody's in the child."""
+    """botocore's lock that the thread held is free in the child."""
     in_process(database, REFRESHING.format(session=SESSIONS[session].strip()) + IN_A_CHILD)
 
 

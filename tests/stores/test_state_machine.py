@@ -215,7 +215,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.oracle.addresses())
     @rule(number=st.integers(0, 99), refresh=st.booleans(), by_search=st.booleans())
     def read_when_nearly_expired(self, number: int, refresh: bool, by_search: bool) -> None:
-        """A refreshing read starts an item's life anew, another one does not touch it."""
+        """A refreshing read restarts an item's life, another one does not touch it."""
         namespace, key = address = self.pick(number)
         ttl = self.ttls[address]
         if ttl is None:
