@@ -17,8 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
-from langgraph_aurora_store.connect.cancellation import borrowed
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
+from langgraph_aurora_store.connect.plain_pool import aborrowed
 from langgraph_aurora_store.execution.coalescer import OperationCoalescer
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncConn, AsyncExecutor
@@ -168,7 +168,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             async with self.conn.connection(timeout_s) as pooled:
                 yield pooled
         elif isinstance(self.conn, AsyncConnectionPool):
-            async with borrowed(self.conn, timeout_s) as pooled:
+            async with aborrowed(self.conn, timeout_s) as pooled:
                 yield pooled
         else:
             async with self.lock:

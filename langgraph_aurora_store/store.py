@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.lazy_pool import LazyPool
+from langgraph_aurora_store.connect.plain_pool import borrowed
 from langgraph_aurora_store.execution.executor import Conn, Executor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
@@ -141,8 +142,11 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
 
         A pool's connection is waited for as long as the pool says, or for ``timeout_s`` seconds.
         """
-        if isinstance(self._conn, (LazyPool, ConnectionPool)):
+        if isinstance(self._conn, LazyPool):
             with self._conn.connection(timeout_s) as pooled:
+                yield pooled
+        elif isinstance(self._conn, ConnectionPool):
+            with borrowed(self._conn, timeout_s) as pooled:
                 yield pooled
         else:
             with self.lock:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -32,23 +32,6 @@ async def finish_uninterrupted(work: Coroutine[Any, Any, None]) -> None:
     _under_way.add(task)
     task.add_done_callback(_under_way.discard)
     await asyncio.shield(task)
-
-
-@asynccontextmanager
-async def borrowed(
-    pool: psycopg_pool.AsyncConnectionPool[Any], timeout_s: float | None = None
-) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """A connection of a pool of any kind, which gets it back whatever becomes of the task.
-
-    psycopg_pool 3.3 gives a connection back in steps, and a cancellation between two of them loses
-    it: the pool has one less for ever.
-    """
-    conn = await pool.getconn(timeout_s)
-    try:
-        async with conn:
-            yield conn
-    finally:
-        await finish_uninterrupted(pool.putconn(conn))
 
 
 async def run_shielded(
@@ -99,7 +82,7 @@ class CancellablePool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
     """Ends a worker that is cancelled while it connects, and gets every connection back.
 
     psycopg_pool 3.3 takes the cancellation for an attempt that failed and lets the worker go on:
-    ``asyncio.run()`` would wait for it for ever. For the rest see `held`.
+    ``asyncio.run()`` would wait for it for ever. For the rest see `plain_pool`.
     """
 
     @override

@@ -74,7 +74,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
 AnyConnection: TypeAlias = AuroraConnection | AsyncAuroraConnection
 
 
-def has_pending_input(connection: AnyConnection) -> bool:
+def has_pending_input(connection: psycopg.BaseConnection[Any]) -> bool:
     """Whether the server has spoken unasked, or hung up, since it was last listened to.
 
     Tells most dead connections without a round trip: a server that ends or fails over closes its

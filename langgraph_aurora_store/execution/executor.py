@@ -28,6 +28,7 @@ from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.requests import text_labels
 from langgraph_aurora_store.execution import pgvector_types
 from langgraph_aurora_store.execution.operations import Operations, labels_of
+from langgraph_aurora_store.execution.server_errors import without_values
 from langgraph_aurora_store.sql.flow import (
     Autocommit,
     Embed,
@@ -97,7 +98,16 @@ class Executor:
     def _perform_on(
         self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None
     ) -> object:
-        self._register(conn)
+        try:
+            self._register(conn)
+            return self._execute(conn, step, prepare=prepare)
+        except psycopg.Error as exc:
+            error = without_values(exc)
+        raise error  # here, as an error chained to it would be shown with it
+
+    def _execute(
+        self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None
+    ) -> object:
         if isinstance(step, Autocommit):
             with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
                 cursor = _send(conn, step.statement, prepare=prepare)
@@ -196,7 +206,16 @@ class AsyncExecutor:
     async def _perform_on(
         self, conn: AsyncConn, step: Transaction | Autocommit, *, prepare: bool | None
     ) -> object:
-        await self._register(conn)
+        try:
+            await self._register(conn)
+            return await self._execute(conn, step, prepare=prepare)
+        except psycopg.Error as exc:
+            error = without_values(exc)
+        raise error  # here, as an error chained to it would be shown with it
+
+    async def _execute(
+        self, conn: AsyncConn, step: Transaction | Autocommit, *, prepare: bool | None
+    ) -> object:
         if isinstance(step, Autocommit):
             async with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
                 cursor = await _asend(conn, step.statement, prepare=prepare)

@@ -34,6 +34,7 @@ from langgraph_aurora_store.errors import (
 from langgraph_aurora_store.execution.pgvector_types import TypeRegistry
 from langgraph_aurora_store.sql.batch import Prepared, apart, converse, finish, prepare, validate
 from langgraph_aurora_store.sql.flow import Embed, Flow, Label
+from langgraph_aurora_store.sql.json_values import brief
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
@@ -286,7 +287,10 @@ def _schema_error(exc: psycopg.Error, location: str) -> SchemaError | None:
 
 def labels_of(labels: Sequence[Label]) -> list[str]:
     """Labels of texts, as the embedding classes write them in a warning."""
-    return [f"namespace {ns!r}, key {key!r}, field {field!r}" for ns, key, field in labels]
+    return [
+        f"namespace {brief(ns)}, key {brief(key)}, field {brief(field)}"
+        for ns, key, field in labels
+    ]
 
 
 def _derived(settings: IndexSettings) -> PostgresIndexConfig:

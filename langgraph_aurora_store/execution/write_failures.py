@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from langgraph.store.base import Op, PutOp
 
 from langgraph_aurora_store.errors import AuroraStoreError
+from langgraph_aurora_store.sql.json_values import brief
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.lost_writes")
 
 # A batch may hold thousands; these are named, the others counted.
 _NAMED = 10
+_LONGEST_REASON = 2_000
 
 
 @contextmanager
@@ -40,7 +42,8 @@ def log_failed_writes(ops: Sequence[Op], exc: BaseException) -> None:
     if not writes:
         return
     named = "; ".join(
-        f"{'delete' if op.value is None else 'put'} of namespace {op.namespace!r}, key {op.key!r}"
+        f"{'delete' if op.value is None else 'put'} of namespace {brief(op.namespace)},"
+        f" key {brief(op.key)}"
         for op in writes[:_NAMED]
     )
     more = f"; and {len(writes) - _NAMED} more" if len(writes) > _NAMED else ""
@@ -51,7 +54,7 @@ def _reason(exc: BaseException) -> str:
     """The error's class, and its message where the message holds no value for sure."""
     name = type(exc).__qualname__
     if isinstance(exc, AuroraStoreError):
-        return f"{name}: {exc}"
+        return f"{name}: {str(exc)[:_LONGEST_REASON]}"
     # The server's own messages may quote the row.
     sqlstate = getattr(exc, "sqlstate", None)
     return f"{name} (SQLSTATE {sqlstate})" if sqlstate else name

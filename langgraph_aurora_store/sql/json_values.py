@@ -63,8 +63,13 @@ def too_long(document: str) -> str:
 
 def at(namespace: tuple[str, ...], key: object, field: str | None = None) -> str:
     """How messages name an item, with what is too long to read left out."""
-    name = f"item {_brief.repr(key)} in {_brief.repr(namespace)}"
-    return name if field is None else f"{name}, field {_brief.repr(field)}"
+    name = f"item {brief(key)} in {brief(namespace)}"
+    return name if field is None else f"{name}, field {brief(field)}"
+
+
+def brief(value: object) -> str:
+    """A value as messages show it, with what is too long to read left out."""
+    return _brief.repr(value)
 
 
 def is_storable(text: str) -> bool:

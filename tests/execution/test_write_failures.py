@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import pickle
+import traceback
 from typing import Any
 
 import psycopg
@@ -52,19 +54,77 @@ async def test_failed_batch_is_logged_once_with_the_addresses_of_its_writes(
     assert SECRET not in caplog.text
 
 
-async def test_server_error_is_named_by_class_and_sqlstate_without_its_text(
+async def test_server_error_is_named_by_class_and_sqlstate_without_the_row(
     kind: str, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server's message may quote the row, so it stays with the exception."""
+    """A server's message may quote the row: neither the log nor the exception repeats it."""
     async with opened(kind, database.cluster, database.name) as store:
         await store.setup()
         with psycopg.connect(database.admin_dsn, autocommit=True) as conn:
-            conn.execute(f"ALTER TABLE store ADD CHECK (value ->> 'text' <> '{SECRET}')")
-        with pytest.raises(psycopg.errors.CheckViolation, match=SECRET):
+            conn.execute(
+                f"ALTER TABLE store ADD CONSTRAINT quiet CHECK (value ->> 'text' <> '{SECRET}')"
+            )
+        with pytest.raises(psycopg.errors.CheckViolation, match='"quiet"') as raised:
             await store.put(("notes",), "k", {"text": SECRET})
+    assert raised.value.diag.constraint_name == "quiet"
+    assert raised.value.sqlstate == "23514"
+    shown = "".join(traceback.format_exception(raised.value))
+    assert SECRET not in shown + repr(pickle.dumps(raised.value))
     (message,) = lost(caplog)
     assert message.endswith("reason: CheckViolation (SQLSTATE 23514)")
     assert SECRET not in "".join(lost(caplog))
+
+
+RAISES = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'no %%', new.value;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON store FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+READS = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM (new.value ->> 'text')::uuid; RETURN new;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON store FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("trigger", "error"),
+    [
+        (RAISES, psycopg.errors.RaiseException),
+        (READS, psycopg.errors.InvalidTextRepresentation),
+    ],
+)
+async def test_trigger_that_quotes_a_value_does_not_show_it(
+    kind: str,
+    trigger: str,
+    error: type[psycopg.Error],
+    database: Database,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Class and SQLSTATE are left of a message that the database made of the value."""
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        with psycopg.connect(database.admin_dsn, autocommit=True) as conn:
+            conn.execute(trigger.replace("%%", "%"))
+        with pytest.raises(error) as raised:
+            await store.put(("notes",), "k", {"text": SECRET})
+    shown = "".join(traceback.format_exception(raised.value))
+    assert SECRET not in shown + repr(pickle.dumps(raised.value)) + "".join(lost(caplog))
+
+
+async def test_long_names_are_cut_in_the_log(
+    kind: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key of 267 kB is refused in a line that can be read."""
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        key, label = "k" * 267_000, "l" * 267_000
+        with pytest.raises(Exception, match="bytes"):
+            await store.batch([PutOp(("notes", label), key, {"text": "a"})])
+    (message,) = lost(caplog)
+    assert 100 < len(message) < 2_000
 
 
 async def test_failed_read_is_not_reported_as_a_lost_write(
