@@ -6,11 +6,11 @@ libpq reports failed attempts as text only, without an SQLSTATE, so this reads t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import psycopg
 
+from langgraph_aurora_store.aws.regions import partition_of
 from langgraph_aurora_store.connect.credentials import Method
 from langgraph_aurora_store.connect.endpoint_names import Kind
 from langgraph_aurora_store.errors import (
@@ -22,22 +22,6 @@ from langgraph_aurora_store.errors import (
     DatabaseNotFoundError,
     HostNotFoundError,
 )
-
-# Aurora user guide, "Using SSL/TLS to encrypt a connection": one bundle for each partition.
-_TRUST_STORES = {
-    "cn-": "https://rds-truststore.s3.cn-north-1.amazonaws.com.cn/global/global-bundle.pem",
-    "us-gov-": "https://truststore.pki.us-gov-west-1.rds.amazonaws.com/global/global-bundle.pem",
-    "": "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem",
-}
-# "Amazon Resource Names" in the IAM user guide, and botocore's endpoints.json.
-_PARTITIONS = {
-    "cn-": "aws-cn",
-    "us-gov-": "aws-us-gov",
-    "us-iso-": "aws-iso",
-    "us-isob-": "aws-iso-b",
-    "eusc-": "aws-eusc",
-    "": "aws",
-}
 
 # Patterns as text, which nobody waits for whose connections are not refused. Read in this order: of
 # several addresses of one host, the one that answered says most.
@@ -223,12 +207,7 @@ def _resource_to_fill_in(target: Target) -> str:
     region = target.region or "REGION"
     # "Creating and using an IAM policy for IAM database access" in the Aurora user guide.
     resource = "prx-RESOURCE_ID" if target.kind == "proxy" else "CLUSTER_RESOURCE_ID"
-    partition = _by_region(_PARTITIONS, region)
-    return f"arn:{partition}:rds-db:{region}:ACCOUNT:dbuser:{resource}"
-
-
-def _by_region(table: Mapping[str, str], region: str) -> str:
-    return next(value for start, value in table.items() if region.startswith(start))
+    return f"arn:{partition_of(region).name}:rds-db:{region}:ACCOUNT:dbuser:{resource}"
 
 
 def _certificate_advice(target: Target, text: str) -> str:
@@ -237,11 +216,12 @@ def _certificate_advice(target: Target, text: str) -> str:
             "; connect by the endpoint's own name; for an alias pass the alias as cluster and the"
             " endpoint it stands for as endpoint="
         )
+    bundle = partition_of(target.region or "").trust_store
+    published = f" (Amazon publishes its own at {bundle})" if bundle else ""
     # OpenSSL knows which of the two it is; libpq does not tell.
     return (
         f"; its authority is not in the trust store {target.sslrootcert!r}: pass one that holds it"
-        " as sslrootcert= or PGSSLROOTCERT (Amazon publishes its own at"
-        f" {_by_region(_TRUST_STORES, target.region or '')}); or a certificate, the server's or one"
-        " in the store, has expired or this machine's clock is wrong: openssl s_client -starttls"
+        f" as sslrootcert= or PGSSLROOTCERT{published}; or a certificate, the server's or one in"
+        " the store, has expired or this machine's clock is wrong: openssl s_client -starttls"
         f" postgres -connect {target.host}:{target.port} tells"
     )

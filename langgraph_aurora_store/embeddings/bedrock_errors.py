@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from langgraph_aurora_store.aws.regions import partition_of
 from langgraph_aurora_store.embeddings.redaction import attach_cause, service_words
 from langgraph_aurora_store.embeddings.requests import accepted_share, says_too_long
 from langgraph_aurora_store.embeddings.retry import Failure, retry_after_s
@@ -46,7 +47,6 @@ REFUSED_CREDENTIALS = frozenset(
         "UnrecognizedClientException",
     }
 )
-_PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
 # The ARN of a provisioned or custom model, or of an application's profile, hides the model.
 _READABLE_ARN = re.compile(r"^arn:[\w-]+:bedrock:[^:]*:\d*:(?:foundation-model|inference-profile)/")
 _PROFILE = re.compile(r"^([a-z]{2,6}(?:-gov)?)\.(.+)$")
@@ -237,8 +237,7 @@ def _arns(model: str, region: str) -> list[str]:
     Amazon Bedrock user guide, "Prerequisites for inference profiles": a cross-region profile needs
     the profile and the model in each region it may send the request to.
     """
-    starts = [name for name in _PARTITIONS if region.startswith(name)]
-    partition = _PARTITIONS[starts[0]] if starts else "aws"
+    partition = partition_of(region).name
     base = _base(model)
     if model.startswith("arn:"):
         if "inference-profile/" not in model:
