@@ -1,23 +1,48 @@
-# Every target makes what it needs: a virtual environment in .venv, from Python 3.11 or later.
+# Every target makes what it needs: a virtual environment in .venv, from Python 3.11 or later. An
+# interpreter that is named (make test PYTHON=/path/to/python3.13) has one of its own, .venv-3.13.
 PYTHON ?= python3
-VENV := .venv
+VERSION := $(if $(filter file,$(origin PYTHON)),,-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
+VENV := .venv$(VERSION)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+UV := $(BIN)/uv --quiet
+
+# The oldest pgvector-python that is allowed, the last of 0.4, and that of constraints.txt.
+PGVECTORS := 0.3.6 0.4.2 0.5.1
+LOWEST := .venv-lowest$(VERSION)
+LOWEST_TESTS := tests/sql tests/connect tests/execution tests/stores tests/embeddings tests/local \
+  --ignore tests/embeddings/test_model_identity.py
+PGVECTOR_TESTS := tests/sql tests/execution tests/stores/test_contract.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-lowest test-pgvector lint bench clean
 
 help:
 	@echo "make demo   an agent remembers in one process and recalls in another, on a local Aurora"
-	@echo "make test   the tests, on the same"
+	@echo "make test   the tests, on the same (ARGS='tests/sql -k put', PYTHON=/path/to/python3.13)"
 	@echo "make lint   style and types"
 	@echo "make bench  this store beside LangGraph's PostgresStore, measured"
+	@echo "make test-lowest    the store's tests with the oldest libraries that pyproject.toml allows"
+	@echo "make test-pgvector  the tests of vectors with each series of pgvector-python"
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/quickstart/demo.py
 
 test: $(VENV)/.upstream
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-lowest: $(LOWEST)/.made
+	@$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) $(ARGS)
+
+# langchain-postgres is the neighbour that asks for the oldest of them.
+test-pgvector: $(LOWEST)/.made
+	@echo langchain-postgres | $(UV) pip compile --all-extras pyproject.toml - > /dev/null
+	@for version in $(PGVECTORS); do \
+	  echo "pgvector $$version"; \
+	  $(UV) pip install --python $(LOWEST)/bin/python pgvector==$$version || exit 1; \
+	  $(LOWEST)/bin/python -m pytest $(PGVECTOR_TESTS) $(ARGS) || exit 1; \
+	done
+	@rm $(LOWEST)/.made  # it holds the newest now
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -58,5 +83,17 @@ $(VENV)/.upstream: $(VENV)/.dev
 	  && tar -xzf *.tar.gz --strip-components 1 -C $$version langgraph_checkpoint_postgres-$$version/tests
 	@touch $@
 
+# Without langmem and the neighbours of `dev`, which ask for newer libraries than the store does.
+$(LOWEST)/.made: $(VENV)/.dev .ci/test_tools.py
+	@echo "making $(LOWEST)"
+	@rm -rf $(LOWEST)
+	@$(PYTHON) -m venv --without-pip $(LOWEST)
+	@$(BIN)/python .ci/test_tools.py > $(LOWEST)/tools.txt
+	@$(UV) pip compile --resolution lowest-direct --python $(LOWEST)/bin/python --no-annotate \
+	  --extra local --extra openai pyproject.toml $(LOWEST)/tools.txt -o $(LOWEST)/requirements.txt
+	@$(UV) pip install --python $(LOWEST)/bin/python -r $(LOWEST)/requirements.txt
+	@$(UV) pip install --python $(LOWEST)/bin/python --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
