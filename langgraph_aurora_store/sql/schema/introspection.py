@@ -144,11 +144,21 @@ def regclass_name(layout: StoreTables, table: str) -> str:
     return sql.Identifier(*filter(None, (layout.schema, table))).as_string()
 
 
-def inspect(layout: StoreTables) -> Flow[DatabaseState]:
-    """Read what is there, in one round trip that writes nothing and needs no privilege."""
-    names = [regclass_name(layout, table) for table in TABLES]
-    vectors, store = regclass_name(layout, VECTORS), regclass_name(layout, STORE)
-    place_of = (vectors, vectors, layout.schema, store)
+def inspect(
+    layout: StoreTables,
+    *,
+    tables: Sequence[str] = TABLES,
+    main_table: str = STORE,
+    large_table: str = VECTORS,
+) -> Flow[DatabaseState]:
+    """Read what is there, in one round trip that writes nothing and needs no privilege.
+
+    ``main_table`` tells which schema of the search path holds the ``tables``, and the rights to
+    ``large_table`` are read too.
+    """
+    names = [regclass_name(layout, table) for table in tables]
+    large, main = regclass_name(layout, large_table), regclass_name(layout, main_table)
+    place_of = (large, large, layout.schema, main)
     (place,), columns, indexes = yield Transaction(
         (
             Statement(_PLACE, place_of),

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import psycopg
 from psycopg import errors, sql
@@ -29,6 +30,8 @@ from langgraph_aurora_store.sql.schema.introspection import VECTORS, DatabaseSta
 from langgraph_aurora_store.sql.tables import StoreTables
 
 T = TypeVar("T")
+# Compares the database with what is wanted, reading only.
+Look: TypeAlias = Callable[[], Flow[SchemaDiff]]
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.sql.schema")
 
@@ -70,53 +73,62 @@ SELECT set_config(name, setting, false) FROM unnest(%s::text[], %s::text[]) AS x
 def setup(layout: StoreTables) -> Flow[DatabaseState]:
     """Make what is missing, and return what ``check`` would.
 
+    Raises:
+        SchemaDriftError: the vectors are of another shape than the index configuration says.
+        SchemaError: as `converge`.
+    """
+    done = yield from converge(lambda: inspect_diff(layout))
+    _tell_deferred(layout, done)
+    return done.found
+
+
+def converge(look: Look) -> Flow[SchemaDiff]:
+    """Make what ``look`` finds missing, and return its last finding, of nothing.
+
     All steps belong on one connection in autocommit mode, held until the flow ends.
 
     Raises:
-        SchemaDriftError: the vectors are of another shape than the index configuration says.
         SchemaError: what is missing cannot be made by this role, on this server or in this
             session; the message has the server's reason and what to do.
     """
     try:
-        return (yield from _setup(layout))
+        return (yield from _converge(look))
     except tuple(_WAYS_OUT) as exc:
         way_out = next(text for kind, text in _WAYS_OUT.items() if isinstance(exc, kind))
         raise SchemaError(f"setup() failed: {_reason(exc)}; {way_out}") from exc
 
 
-def _setup(layout: StoreTables) -> Flow[DatabaseState]:
+def _converge(look: Look) -> Flow[SchemaDiff]:
     pause_s = FIRST_PAUSE_S
-    todo = yield from inspect_diff(layout)
+    todo = yield from look()
     while todo:
         key = _lock_key(todo.found)
         unlock = Statement("SELECT pg_advisory_unlock(%s)", (key,))
-        done = yield from _cleaned_up(unlock, _in_turn(layout, key, unlock))
+        done = yield from _cleaned_up(unlock, _in_turn(look, key, unlock))
         if done is not None:
-            todo = done
-            break
+            return done
         logger.info("another process sets up the store; looking again in %.2f s", pause_s)
         yield Sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        todo = yield from inspect_diff(layout)
-    _tell_deferred(layout, todo)
-    return todo.found
+        todo = yield from look()
+    return todo
 
 
-def _in_turn(layout: StoreTables, key: int, unlock: Statement) -> Flow[SchemaDiff | None]:
+def _in_turn(look: Look, key: int, unlock: Statement) -> Flow[SchemaDiff | None]:
     """Do all there is to do, or nothing where another process is at it."""
     ((locked,),) = yield Autocommit(Statement("SELECT pg_try_advisory_lock(%s)", (key,)))
     if not locked:
         return None
-    done = yield from _converge(layout)
+    done = yield from _make_all(look)
     yield Autocommit(unlock)
     return done
 
 
-def _converge(layout: StoreTables) -> Flow[SchemaDiff]:
+def _make_all(look: Look) -> Flow[SchemaDiff]:
     """Look and make until nothing is missing; what another session got in the way of, again."""
     race: psycopg.Error | None = None
     for _ in range(ATTEMPTS):
-        todo = yield from inspect_diff(layout)
+        todo = yield from look()
         if not todo:
             return todo
         try:
