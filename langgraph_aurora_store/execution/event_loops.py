@@ -25,22 +25,27 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def call_from_thread(
-    make: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None
+    make: Callable[[], Coroutine[Any, Any, T]],
+    loop: asyncio.AbstractEventLoop | None,
+    name: str = "AsyncAuroraStore",
 ) -> T:
     """Run a coroutine on ``loop`` and wait for it, from a thread that runs no loop itself.
+
+    ``name`` is that of the class whose method it is.
 
     Raises:
         WrongLoopError: this thread runs a loop, or ``loop`` does not run, or is blocked.
     """
+    blocking_name = name.removeprefix("Async")
     if running_loop() is not None:
         raise WrongLoopError(
-            "a blocking method of AsyncAuroraStore was called on a thread that runs an event loop;"
-            " await its async twin there (aget, aput, asearch, abatch), or use AuroraStore"
+            f"a blocking method of {name} was called on a thread that runs an event loop; await its"
+            f" async twin there, whose name begins with an a, or use {blocking_name}"
         )
     if loop is None or not loop.is_running():
         raise WrongLoopError(
-            "a blocking method of AsyncAuroraStore needs the event loop that the store was used on"
-            " to be running in another thread, and none is; use AuroraStore in blocking code"
+            f"a blocking method of {name} needs the event loop that it was used on to be running"
+            f" in another thread, and none is; use {blocking_name} in blocking code"
         )
     future = asyncio.run_coroutine_threadsafe(make(), loop)
     while True:
@@ -54,7 +59,7 @@ def call_from_thread(
             if not heartbeat.is_set():
                 future.cancel()
                 raise WrongLoopError(
-                    f"the event loop of this AsyncAuroraStore has been blocked for"
+                    f"the event loop of this {name} has been blocked for"
                     f" {BLOCKED_AFTER_S:g} s, perhaps by the very code that waits for this call;"
-                    " use AuroraStore in blocking code, or await the async methods"
+                    f" use {blocking_name} in blocking code, or await the async methods"
                 ) from None

@@ -114,6 +114,11 @@ class Operations:
             self._configure(dims)
 
     @property
+    def schema(self) -> str | None:
+        """The schema that was asked for; ``None`` for the search path's."""
+        return self._schema
+
+    @property
     def embedder(self) -> Embeddings:
         """The embedding model; no flow asks for one in a store without an index."""
         if self.embeddings is None:
