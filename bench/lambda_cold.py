@@ -49,9 +49,9 @@ step("import of the package", run("from langgraph_aurora_store import AuroraStor
 step("making the store", run("store = AuroraStore.from_cluster(index={'embed': EMBED})"))
 step("AWS credentials, signer and a token", run('''
 from langgraph_aurora_store.connect.conninfo import connection_factory
-connection_factory(WRITER, user="u", database="d").parameters()
+connection_factory(WRITER, user="u", database="d").kwargs()
 '''))
-step("looking up an identifier", run("store.conn._connector.parameters()"))
+step("looking up an identifier", run("store.conn._connector.kwargs()"))
 step("first connection", run("store.open()"))
 step("what calls Bedrock", run("store.embeddings._runtime.get()"))
 step("first embedding", run("store.embeddings.embed_query('hello')"))

@@ -21,12 +21,12 @@ store = AuroraStore.from_cluster(index={"embed": "openai:text-embedding-3-small"
 made = time.perf_counter() - begun
 connector = connection_factory(%r, user="u", database="d")
 begun = time.perf_counter()
-connector.parameters()
+connector.kwargs()
 first = time.perf_counter() - begun
 times = []
 for _ in range(200):
     begun = time.perf_counter()
-    connector.parameters()
+    connector.kwargs()
     times.append(time.perf_counter() - begun)
 print(made * 1000, first * 1000, statistics.median(times) * 1000)
 """

@@ -23,6 +23,7 @@ from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
+from langgraph_aurora_store.connect.pooled_connection import AsyncPooledConnection, PooledConnection
 from langgraph_aurora_store.execution import executor
 from langgraph_aurora_store.execution.executor import AsyncExecutor, Executor
 
@@ -124,6 +125,7 @@ PAIRS = [
     (LazyPool, AsyncLazyPool),
     (AuroraPool, AsyncAuroraPool),
     (AuroraConnection, AsyncAuroraConnection),
+    (PooledConnection, AsyncPooledConnection),
     (executor, executor),
 ]
 # Twins whose bodies differ, and why; all others are equal.
@@ -145,13 +147,12 @@ DIFFERENT = {
     "AsyncLazyPool.__init__": "a pool for each loop",
     "AsyncLazyPool.get": "a pool for each loop",
     "AsyncLazyPool.close": "a pool for each loop",
-    "AsyncAuroraPool.__init__": "looking up and signing run in a thread",
+    "AsyncPooledConnection._attempt": "looking up and signing run in a thread",
 }
 RENAMED = {
     "AbstractAsyncContextManager": "AbstractContextManager",
     "asynccontextmanager": "contextmanager",
     "enter_async_context": "enter_context",
-    "make_async_pool": "make_pool",
     "_is_open_async": "_is_open",
     "abatch": "batch",
     "acount": "count",

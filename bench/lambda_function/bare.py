@@ -5,7 +5,7 @@ from time import perf_counter
 from langgraph_aurora_store.connect.connection import AuroraConnection
 from langgraph_aurora_store.connect.conninfo import connection_factory
 
-conn = AuroraConnection.connect(**connection_factory().parameters())
+conn = AuroraConnection.connect(**connection_factory().kwargs())
 
 
 def handler(_event: dict, _context: object) -> dict:

@@ -19,7 +19,7 @@ from langgraph_aurora_store.connect.connection import AsyncAuroraConnection
 T = TypeVar("T")
 IDLE, INERROR = TransactionStatus.IDLE, TransactionStatus.INERROR
 
-# How long the server may take to end a statement, twice: to hear of it, and to do it.
+# How long the server may take to hear of a cancellation, and again to end the statement.
 _CANCEL_S = 5.0
 
 # The loop keeps weak references only.
@@ -27,7 +27,7 @@ _under_way: set[asyncio.Task[None]] = set()
 
 
 async def finish_uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for work that goes on when the waiting is cancelled."""
+    """Wait for work, which goes on when the waiting is cancelled."""
     task = asyncio.ensure_future(work)
     _under_way.add(task)
     task.add_done_callback(_under_way.discard)
@@ -38,51 +38,51 @@ async def run_shielded(
     connect: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]],
     work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]],
 ) -> T:
-    """The result of work on a connection that there is only one of; it outlives a cancellation.
+    """Run work on the only connection of a store, so that a cancellation does not close it.
 
-    psycopg 3.3 closes a connection whose wait is cancelled while the server reports an error. So
-    the server is asked to end the statement, and its answer is waited for.
+    psycopg 3.3 closes a connection whose wait is cancelled while the server reports an error. This
+    asks the server to end the statement instead, and waits for its answer.
     """
     used: list[psycopg.AsyncConnection[Any]] = []
-    asked = asyncio.Event()  # whether nothing that could end a statement is under way
-    asked.set()
+    no_cancel_pending = asyncio.Event()
+    no_cancel_pending.set()
 
-    async def connected() -> T:
+    async def run() -> T:
         async with connect() as conn:
             used.append(conn)
             was_idle = conn.info.transaction_status is IDLE
             try:
                 return await work(conn)
             finally:
-                # Else what ends could be the next user's statement, or was the end of this one's
-                # transaction.
-                await asked.wait()
+                # Wait, or the request could end the next user's statement. It may also have ended
+                # the one that would have ended the transaction.
+                await no_cancel_pending.wait()
                 if was_idle and conn.info.transaction_status is INERROR:
                     await conn.rollback()
 
-    async def ended() -> None:
+    async def end() -> None:
         if used and not task.done():
-            asked.clear()
+            no_cancel_pending.clear()
             with suppress(psycopg.Error):
                 await used[0].cancel_safe(timeout=_CANCEL_S)
-            asked.set()
+            no_cancel_pending.set()
             await asyncio.wait({task}, timeout=_CANCEL_S)
         task.cancel()
         await asyncio.wait({task})
 
-    task = asyncio.ensure_future(connected())
+    task = asyncio.ensure_future(run())
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await finish_uninterrupted(ended())
+        await finish_uninterrupted(end())
         raise
 
 
 class CancellablePool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
-    """Ends a worker that is cancelled while it connects, and gets every connection back.
+    """An asyncio pool whose workers end when cancelled, and which loses no connection to it.
 
-    psycopg_pool 3.3 takes the cancellation for an attempt that failed and lets the worker go on:
-    ``asyncio.run()`` would wait for it for ever. For the rest see `plain_pool`.
+    psycopg_pool 3.3 takes the cancellation for an attempt that failed, so ``asyncio.run()`` would
+    wait for the worker for ever. It also takes a connection back in steps; see `plain_pool`.
     """
 
     @override
@@ -95,5 +95,5 @@ class CancellablePool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
         """Run the pool's tasks one after another until told to stop, or cancelled."""
         me = asyncio.current_task()
         while not (me and me.cancelling()) and not isinstance(task := await q.get(), StopWorker):
-            with suppress(Exception, asyncio.CancelledError):  # told to who waits, and logged
+            with suppress(Exception, asyncio.CancelledError):  # a caller is told, or it is logged
                 await task.run()

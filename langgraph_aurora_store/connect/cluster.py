@@ -138,7 +138,7 @@ class Cluster:
         return self._named(reader_host(self._parsed), "reader")
 
     def forget(self) -> None:
-        """Look the cluster up anew on next use: what was found turned out not to serve."""
+        """Look the cluster up again on next use: what was found did not serve."""
         self._description = None
 
     def _named(self, host: str, kind: Kind) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Why a connection was refused: the driver's error as one of ours, and whether it may pass. Pure.
+"""Why a connection failed: the driver's error translated, and whether trying again may help. Pure.
 
 libpq reports failed attempts as text only, without an SQLSTATE, so this reads the server's words.
 """
@@ -23,8 +23,8 @@ from langgraph_aurora_store.errors import (
     HostNotFoundError,
 )
 
-# Patterns as text, which nobody waits for whose connections are not refused. Read in this order: of
-# several addresses of one host, the one that answered says most.
+# Patterns as text, compiled on the first refusal only. Read in this order: of several addresses of
+# one host, the one that answered says most.
 _CLASSES: tuple[tuple[type[ConnectError], str], ...] = (
     (
         AuthenticationError,
@@ -123,7 +123,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def is_port_closed(error: BaseException) -> bool:
-    """Whether the host answered that nobody listens at the port."""
+    """Whether the host answered that nothing listens at the port."""
     return type(error) is ConnectError and bool(re.search(_CLOSED, str(error)))
 
 
@@ -162,9 +162,9 @@ def _advice(found: type[ConnectError], target: Target, text: str) -> str:
         )
     if re.search(_CLOSED, text) and not re.search(_TRANSIENT, text):
         return (
-            f"; the host answers and nobody listens at port {target.port}: check port=, that the"
+            f"; the host answers and nothing listens at port {target.port}: check port=, that the"
             " cluster is not stopped, and that a tunnel or proxy in between is up (a security group"
-            " that shuts one out mostly keeps silent, a firewall may refuse like this)"
+            " that shuts a client out mostly keeps silent, a firewall may refuse like this)"
         )
     if "server does not support SSL" in text:
         return "; what listens there speaks no TLS: check host and port"
@@ -184,7 +184,7 @@ def _authentication_advice(target: Target, text: str) -> str:
             " precedence over a password"
         )
     resource = target.connect_resource or _resource_to_fill_in(target)
-    # Who looked the cluster up knows that it is on.
+    # A cluster that was looked up is known to have it on.
     is_on = target.connect_resource or target.kind == "proxy"
     switch = (
         ""

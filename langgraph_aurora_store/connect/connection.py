@@ -1,4 +1,4 @@
-"""psycopg connections whose failures to connect are errors of ours."""
+"""psycopg connections whose failures to connect name cause and remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langgraph_aurora_store.connect.connect_errors import Target, is_timeout, tr
 class AuroraConnection(psycopg.Connection[TupleRow]):
     """A psycopg connection that remembers when it was last of use.
 
-    ``AuroraConnection.connect(**factory.parameters())`` makes one without a pool.
+    ``AuroraConnection.connect(**factory.kwargs())`` makes one without a pool.
     """
 
     # By the wall clock: a monotonic one may stand still with a frozen sandbox.
@@ -75,10 +75,10 @@ AnyConnection: TypeAlias = AuroraConnection | AsyncAuroraConnection
 
 
 def has_pending_input(connection: psycopg.BaseConnection[Any]) -> bool:
-    """Whether the server has spoken unasked, or hung up, since it was last listened to.
+    """Whether unread bytes or the end of the stream wait on the socket; no round trip.
 
-    Tells most dead connections without a round trip: a server that ends or fails over closes its
-    sockets. Of a link that fell silent it knows nothing.
+    A server that stops or fails over closes its sockets, so this finds most dead connections. It
+    does not find a link that fell silent.
     """
     if connection.closed:
         return True
@@ -87,12 +87,12 @@ def has_pending_input(connection: psycopg.BaseConnection[Any]) -> bool:
     return bool(listener.poll(0))
 
 
-# A dial that nobody answers within this finds nobody within a region either.
+# A dial that is not answered within this is not answered within a region.
 _DIAL_TIMEOUT_S = 0.8
 
 
 def _is_open(target: Target) -> bool:
-    # Tells a cluster that resumes or is overrun from a security group that lets nobody in.
+    # Tells a cluster that resumes or is overrun from a security group that drops packets.
     with suppress(OSError):
         address = (target.hostaddr or target.host, target.port)
         socket.create_connection(address, timeout=_DIAL_TIMEOUT_S).close()

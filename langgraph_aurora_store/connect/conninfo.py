@@ -1,4 +1,18 @@
-"""All that one connection attempt needs, gathered by one call from what a user passes."""
+"""What one connection attempt needs, gathered from parameters, a secret and the environment.
+
+Precedence, the first that says something:
+
+| | parameter | secret's | environment | else |
+|---|---|---|---|---|
+| cluster | `cluster`, `endpoint` | `host` | `AURORA_CLUSTER` | an error |
+| user | `user` | `username` | `AURORA_USER` | an error |
+| database | `database` | `dbname` | `AURORA_DATABASE` | the name that the lookup gives |
+| port | `port` | `port`, at its own host | | the lookup's, else 5432 |
+| region | the cluster's name, `region` | | see `Aws.region` | an error |
+| trust store | `sslrootcert` | | `PGSSLROOTCERT` | the bundled one |
+
+A `user` that contradicts the secret's `username` is an error.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +46,9 @@ APPLICATION_NAME = "langgraph-aurora-store"
 
 
 class ConnectionFactory(NamedTuple):
-    """What a pool asks before each connection. Immutable; thread-safe; the repr holds no secret.
+    """Makes the arguments of each connection. Immutable; thread-safe; the repr holds no secret.
 
-    What is ``None`` here comes from the secret of `SecretsManagerCredentials`, else from the
-    ``default_`` of the same name, the environment's say.
+    ``default_`` fields are the environment's, for what neither a parameter nor a secret gives.
     """
 
     cluster: Cluster | None
@@ -56,7 +69,7 @@ class ConnectionFactory(NamedTuple):
         cluster = self.cluster or self.default_cluster
         return cluster.name if cluster else "aurora"
 
-    def parameters(self) -> dict[str, Any]:
+    def kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `AuroraConnection.connect`, with a login made now. Blocking.
 
         No start-up ``options`` are sent, which poolers refuse.
@@ -81,7 +94,7 @@ class ConnectionFactory(NamedTuple):
             "autocommit": True,
             # A pooler hands statements of one client to many servers: none may stay prepared.
             "prepare_threshold": None if endpoint.kind == "proxy" else 0,
-            **self.tls.parameters(),
+            **self.tls.kwargs(),
         }
 
     def refused(self, error: Exception) -> None:
@@ -151,9 +164,9 @@ def connection_factory(
 ) -> ConnectionFactory:
     """Gather and check everything that can be checked without I/O; nothing is contacted.
 
-    What is left out comes from ``AURORA_CLUSTER``, ``AURORA_USER``, ``AURORA_DATABASE``,
-    ``AWS_REGION`` and ``PGSSLROOTCERT`` in ``environ`` (the process's own by default), or from the
-    secret of `SecretsManagerCredentials`. ``session`` also signs for the default credentials.
+    What is left out comes from the secret of `SecretsManagerCredentials` or from ``environ``, the
+    process's own by default: see the module's table. ``session`` also signs for the default
+    credentials.
 
     Raises:
         ConfigurationError: something is missing or wrong, naming parameter and variable.

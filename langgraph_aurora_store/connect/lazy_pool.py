@@ -1,4 +1,4 @@
-"""Pools that a store makes for itself: when it is first used, and as often as it has to."""
+"""The pools of a store: made on first use, after `close`, in a forked child, for each loop."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from langgraph_aurora_store.connect.conninfo import ConnectionFactory
 from langgraph_aurora_store.connect.pool import (
     AsyncAuroraPool,
     AuroraPool,
-    make_async_pool,
-    make_pool,
 )
 from langgraph_aurora_store.connect.pool_settings import LONGEST_WAIT_S, PoolSettings
 from langgraph_aurora_store.errors import PoolClosedError
 from langgraph_aurora_store.fork_safety import ForkSafeLock
 from langgraph_aurora_store.validation import within
 
-# Pools of the process that this one was forked from. psycopg_pool would end one that is collected
-# by its threads, which are not here, and under locks that one of them may have held.
+# Pools of the parent process, never collected: psycopg_pool would stop one by its threads, which a
+# fork leaves behind, and under locks that one of them may have held.
 _inherited: list[object] = []
 
 
@@ -43,16 +41,16 @@ class LazyPool:
             if self._pool is None or self._made_by != os.getpid():
                 if self._pool is not None:
                     _inherited.append(self._pool)
-                self._pool = make_pool(self._factory, self._settings)
+                self._pool = AuroraPool(self._factory, self._settings)
                 self._pool.open()
                 self._made_by = os.getpid()
             return self._pool
 
     @contextmanager
     def connection(self, timeout_s: float | None = None) -> Iterator[AuroraConnection]:
-        """A connection; of the next pool, where this one is closed before its caller has one.
+        """A connection, from a new pool if this one is closed while its caller waits.
 
-        Waited for as long as the settings say, or for ``timeout_s`` seconds.
+        It is waited for as long as the settings say, or for ``timeout_s`` seconds.
         """
         deadline = _deadline(self._settings, timeout_s)
         with ExitStack() as stack:
@@ -67,7 +65,7 @@ class LazyPool:
             yield connection
 
     def close(self) -> None:
-        """Close the pool, if there is one and it is this process's."""
+        """Close this process's pool, if there is one."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None and self._made_by != os.getpid():
@@ -96,7 +94,7 @@ class AsyncLazyPool:
             if pool := self._pools.get(loop):
                 return pool
             self._abandon_closed()
-            pool = self._pools[loop] = make_async_pool(self._factory, self._settings)
+            pool = self._pools[loop] = AsyncAuroraPool(self._factory, self._settings)
         await pool.open()
         return pool
 
@@ -125,15 +123,14 @@ class AsyncLazyPool:
             await pool.close()
 
     def _abandon_closed(self) -> None:
-        """Close the sockets of pools whose loop has ended: nothing can be awaited there again."""
+        """Let go of pools whose loop has ended, as nothing can be awaited there again."""
         for loop in [loop for loop in self._pools if loop.is_closed()]:
-            # psycopg_pool 3.3 has nothing public that closes without a loop.
-            for connection in self._pools.pop(loop)._pool:  # noqa: SLF001
+            for connection in list(self._pools.pop(loop).health.connections):
                 connection.pgconn.finish()
 
 
 def _deadline(settings: PoolSettings, timeout_s: float | None) -> float:
-    """When a caller has waited for long enough, by the monotonic clock."""
+    """The end of a caller's wait, by the monotonic clock."""
     if timeout_s is None:
         return time.monotonic() + settings.timeout_s
     wait_s: float = within("timeout_s", timeout_s, 0, LONGEST_WAIT_S, whole=False)

@@ -1,10 +1,18 @@
-"""Blocking and asyncio pools that sign for each connection and say at once why one was refused.
+"""Blocking and asyncio pools that say at once why a connection was refused.
 
-psycopg_pool connects in background workers and keeps the reason to itself: a caller sees a timeout,
-and the workers back off for up to 16 s even when the server is well again. These pools try when
-somebody asks, once more after a refusal, and hand every waiting caller the reason; the caller asks
-again while the error is transient and its time lasts. So no caller backs off once a refusal is
-mended.
+psycopg_pool connects in background workers and keeps the reason to itself: its callers see a
+timeout, and its workers back off for up to 16 s even when the server is well again. Here a pool
+connects when a caller asks. The sequence on a refusal:
+
+1. A worker runs ``_add_connection``; its attempt is the only one (`OnlyAttempt`).
+2. `PooledConnection.connect` signs, connects, and tries a refused login once more with fresh
+   credentials. It tells `PoolHealth` the reason, which after a transient one sets a pause.
+3. psycopg_pool gives the attempt up and calls ``reconnect_failed``, which fails every waiting
+   caller with a `ConnectFailure`: at once, or half a second later where an open connection may
+   still come free for them.
+4. ``getconn`` of each caller raises the reason. Where that is transient, or older than the caller,
+   it pauses and asks again instead, until the caller's `AcquireDeadline`; so no caller pauses once
+   the cause is mended.
 """
 
 from __future__ import annotations
@@ -36,9 +44,23 @@ from langgraph_aurora_store.connect.pool_health import (
     PoolHealth,
 )
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
-from langgraph_aurora_store.errors import AuthenticationError
+from langgraph_aurora_store.connect.pooled_connection import (
+    AsyncPooledConnection,
+    PooledConnection,
+)
 
-logger = logging.getLogger(__name__)
+# What psycopg_pool 3.3 has no public hook for. tests/connect/test_pool.py pins it.
+#
+# | overridden or used of psycopg_pool | because it | without it |
+# |---|---|---|
+# | `_add_connection` | backs off for one more attempt at least | callers wait long for a reason |
+# | `_add_connection` | replaces a dead connection that no caller needs | spares are opened |
+# | `_get_ready_connection` | looks for `closed` before it locks only | a late caller times out |
+# | `_putconn` (asyncio) | loses a connection cancelled between its steps | the pool shrinks |
+# | `worker` (asyncio) | takes a cancellation for a failure | `asyncio.run` does not end |
+# | `_waiting`, `_lock`, `WaitingClient.fail` | fails callers in `close` only | they time out |
+# | `_nconns`, `_growing` | has no public count of what is being made | spares are opened |
+# | `_sched.enter` | has no public timer | callers are failed too early |
 
 # How long callers wait for another connection of the pool after one more was refused.
 _GRACE_S = 0.5
@@ -48,42 +70,46 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     """A pool of verified, authenticated connections to one Aurora endpoint; not opened when made.
 
     `getconn` and `connection` raise what refused the connection (`ConnectError`, `ClusterError`,
-    `CredentialsError`), or `PoolTimeoutError` with the last error in it. Thread-safe; whoever
+    `CredentialsError`), or `PoolTimeoutError` with the last error in it. Thread-safe; the one who
     opens it closes it.
     """
 
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
-        self._factory = factory
-        self._health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
+        self.health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
         me = weakref.ref(self)  # a pool that referred to itself would outlive its last user
+
+        def check(connection: AuroraConnection) -> None:
+            if pool := me():
+                pool.ping(connection)
+
         super().__init__(
-            kwargs=lambda: {**settings.parameters(), **factory.parameters()},
-            connection_class=AuroraConnection,
-            check=lambda connection: pool.ping(connection) if (pool := me()) else None,
+            kwargs={"factory": factory, "settings": settings, "health": self.health},
+            connection_class=PooledConnection,
+            check=check,
             open=False,
             **_arguments(factory, settings),
         )
 
     @override
     def getconn(self, timeout: float | None = None) -> AuroraConnection:
-        patience = AcquireDeadline(self.timeout if timeout is None else timeout)
+        deadline = AcquireDeadline(self.timeout if timeout is None else timeout)
         while True:
-            if backoff_s := patience.backoff_s(self._health):
+            if backoff_s := deadline.backoff_s(self.health):
                 time.sleep(backoff_s)
             try:
-                return super().getconn(patience.left_s())
+                return super().getconn(deadline.left_s())
             except ConnectFailure as refused:
-                if patience.began_after(refused.begun_at):
+                if deadline.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
             except POOL_ERRORS as error:
-                raise patience.ended_by(error, self._health, **_limits(self)) from None
-            if not self._health.is_retryable(refusal):
+                raise deadline.ended_by(error, self.health, **_limits(self)) from None
+            if not self.health.is_retryable(refusal):
                 raise refusal
 
     @override
     def putconn(self, conn: AuroraConnection) -> None:
-        self._health.returned(conn)
+        self.health.returned(conn)
         super().putconn(conn)
 
     @override
@@ -92,51 +118,28 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         self.putconn(self.getconn(timeout))
 
     def ping(self, conn: AuroraConnection) -> None:
-        """Try a connection that has idled or heard; when dead, renew those that idled with it.
+        """Check a connection that idled for long or has input; if dead, renew those that idled too.
 
         Raises:
             psycopg.Error: it is dead.
         """
-        if not (self._health.is_idle_too_long(conn) or has_pending_input(conn)):
+        if not (self.health.is_idle_too_long(conn) or has_pending_input(conn)):
             return
         try:
             # Not check_connection(): psycopg would prepare it first, at a round trip each time.
             conn.execute("", prepare=False)
         except psycopg.Error:
             # Found one by one, its dead neighbours would cost the caller seconds of pauses.
-            if self._health.should_renew(conn):
+            if self.health.should_renew(conn):
                 self.drain()
             raise
 
     @override
     def reconnect_failed(self) -> None:
-        """Called by the pool when it has given a connection up; hands out the reason."""
-        self._tell_waiting()
+        """Fail the waiting callers; psycopg_pool calls this when it has given a connection up."""
+        self._fail_waiting()
         super().reconnect_failed()
 
-    # psycopg_pool 3.3 has no hook that is given the error of an attempt: it is logged, and dropped.
-    @override
-    def _connect(self, timeout: float | None = None) -> AuroraConnection:
-        begun_at = time.monotonic()
-        try:
-            connection = self._connect_or_again(timeout)
-        except Exception as error:
-            self._factory.refused(error)
-            self._health.failed(error, begun_at=begun_at)
-            raise
-        self._health.succeeded(connection)
-        return connection
-
-    def _connect_or_again(self, within_s: float | None) -> AuroraConnection:
-        try:
-            return super()._connect(within_s)
-        except AuthenticationError as error:
-            # A valid token is refused now and then, and a password may have been rotated.
-            self._factory.refused(error)
-            logger.info("pool %r tries again with fresh credentials: %s", self.name, error)
-        return super()._connect(within_s)
-
-    # psycopg_pool 3.3 backs off for at least one further attempt, whatever the settings.
     @override
     def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
         if not growing:
@@ -146,55 +149,45 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
                     return
         super()._add_connection(OnlyAttempt(), growing)
 
-    # psycopg_pool 3.3 looks whether it is closed before it has its lock only: whoever came in
-    # between would wait where nobody is served any more.
     @override
     def _get_ready_connection(self, timeout: float | None) -> AuroraConnection | None:
         if self.closed:
             raise psycopg_pool.PoolClosed(self.name)
         return super()._get_ready_connection(timeout)
 
-    # As `ConnectionPool.close` of psycopg_pool 3.3 does: nothing public fails a waiting caller.
-    def _tell_waiting(self) -> None:
-        last_error = self._health.last_error
+    def _fail_waiting(self) -> None:
+        last_error = self.health.last_error
         if last_error is None:
             return
         with self._lock:
-            told = set(self._waiting)
+            failing = set(self._waiting)
 
-        def tell() -> None:
+        def fail() -> None:
             with self._lock:
-                self._waiting = deque(who for who in self._waiting if who not in told)
-            for position in told:
-                position.fail(ConnectFailure(last_error, begun_at=self._health.last_error_begun_at))
+                self._waiting = deque(w for w in self._waiting if w not in failing)
+            for position in failing:
+                position.fail(ConnectFailure(last_error, begun_at=self.health.last_error_begun_at))
 
-        if self._health.is_alive():
-            self._sched.enter(_GRACE_S, tell)
+        if self.health.is_alive():
+            self._sched.enter(_GRACE_S, fail)
         else:
-            tell()
+            fail()
 
 
 class AsyncAuroraPool(CancellablePool):
-    """The asyncio twin of `AuroraPool`: bound to the event loop it is opened in.
-
-    Looking up, refreshing and signing run in a thread, off the loop.
-    """
+    """The asyncio twin of `AuroraPool`, bound to the event loop it is opened in."""
 
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
-        self._factory = factory
-        self._health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
+        self.health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
         me = weakref.ref(self)
-
-        async def parameters() -> dict[str, Any]:
-            return {**settings.parameters(), **await asyncio.to_thread(factory.parameters)}
 
         async def check(connection: AsyncAuroraConnection) -> None:
             if pool := me():
                 await pool.ping(connection)
 
         super().__init__(
-            kwargs=parameters,
-            connection_class=AsyncAuroraConnection,
+            kwargs={"factory": factory, "settings": settings, "health": self.health},
+            connection_class=AsyncPooledConnection,
             check=check,
             open=False,
             **_arguments(factory, settings),
@@ -202,24 +195,24 @@ class AsyncAuroraPool(CancellablePool):
 
     @override
     async def getconn(self, timeout: float | None = None) -> AsyncAuroraConnection:
-        patience = AcquireDeadline(self.timeout if timeout is None else timeout)
+        deadline = AcquireDeadline(self.timeout if timeout is None else timeout)
         while True:
-            if backoff_s := patience.backoff_s(self._health):
+            if backoff_s := deadline.backoff_s(self.health):
                 await asyncio.sleep(backoff_s)
             try:
-                return await super().getconn(patience.left_s())
+                return await super().getconn(deadline.left_s())
             except ConnectFailure as refused:
-                if patience.began_after(refused.begun_at):
+                if deadline.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
             except POOL_ERRORS as error:
-                raise patience.ended_by(error, self._health, **_limits(self)) from None
-            if not self._health.is_retryable(refusal):
+                raise deadline.ended_by(error, self.health, **_limits(self)) from None
+            if not self.health.is_retryable(refusal):
                 raise refusal
 
     @override
     async def putconn(self, conn: AsyncAuroraConnection) -> None:
-        self._health.returned(conn)
+        self.health.returned(conn)
         await super().putconn(conn)
 
     @override
@@ -228,49 +221,27 @@ class AsyncAuroraPool(CancellablePool):
         await self.putconn(await self.getconn(timeout))
 
     async def ping(self, conn: AsyncAuroraConnection) -> None:
-        """Try a connection that has idled or heard; when dead, renew those that idled with it.
+        """Check a connection that idled for long or has input; if dead, renew those that idled too.
 
         Raises:
             psycopg.Error: it is dead.
         """
-        if not (self._health.is_idle_too_long(conn) or has_pending_input(conn)):
+        if not (self.health.is_idle_too_long(conn) or has_pending_input(conn)):
             return
         try:
             # Not check_connection(): psycopg would prepare it first, at a round trip each time.
             await conn.execute("", prepare=False)
         except psycopg.Error:
-            if self._health.should_renew(conn):
+            if self.health.should_renew(conn):
                 await self.drain()
             raise
 
     @override
     async def reconnect_failed(self) -> None:
-        """Called by the pool when it has given a connection up; hands out the reason."""
-        await self._tell_waiting()
+        """Fail the waiting callers; psycopg_pool calls this when it has given a connection up."""
+        await self._fail_waiting()
         await super().reconnect_failed()
 
-    # As in the blocking twin.
-    @override
-    async def _connect(self, timeout: float | None = None) -> AsyncAuroraConnection:
-        begun_at = time.monotonic()
-        try:
-            connection = await self._connect_or_again(timeout)
-        except Exception as error:
-            self._factory.refused(error)
-            self._health.failed(error, begun_at=begun_at)
-            raise
-        self._health.succeeded(connection)
-        return connection
-
-    async def _connect_or_again(self, within_s: float | None) -> AsyncAuroraConnection:
-        try:
-            return await super()._connect(within_s)
-        except AuthenticationError as error:
-            self._factory.refused(error)
-            logger.info("pool %r tries again with fresh credentials: %s", self.name, error)
-        return await super()._connect(within_s)
-
-    # As in the blocking twin.
     @override
     async def _add_connection(
         self, attempt: AttemptWithBackoff | None, growing: bool = False
@@ -282,48 +253,37 @@ class AsyncAuroraPool(CancellablePool):
                     return
         await super()._add_connection(OnlyAttempt(), growing)
 
-    # As in the blocking twin.
     @override
     async def _get_ready_connection(self, timeout: float | None) -> AsyncAuroraConnection | None:
         if self.closed:
             raise psycopg_pool.PoolClosed(self.name)
         return await super()._get_ready_connection(timeout)
 
-    # As in the blocking twin.
-    async def _tell_waiting(self) -> None:
-        last_error = self._health.last_error
+    async def _fail_waiting(self) -> None:
+        last_error = self.health.last_error
         if last_error is None:
             return
         async with self._lock:
-            told = set(self._waiting)
+            failing = set(self._waiting)
 
-        async def tell() -> None:
+        async def fail() -> None:
             async with self._lock:
-                self._waiting = deque(who for who in self._waiting if who not in told)
-            for position in told:
+                self._waiting = deque(w for w in self._waiting if w not in failing)
+            for position in failing:
                 await position.fail(
-                    ConnectFailure(last_error, begun_at=self._health.last_error_begun_at)
+                    ConnectFailure(last_error, begun_at=self.health.last_error_begun_at)
                 )
 
-        if self._health.is_alive():
-            await self._sched.enter(_GRACE_S, tell)
+        if self.health.is_alive():
+            await self._sched.enter(_GRACE_S, fail)
         else:
-            await tell()
-
-
-def make_pool(factory: ConnectionFactory, settings: PoolSettings) -> AuroraPool:
-    """A blocking pool, to be opened and closed by the caller; nothing is contacted yet."""
-    return AuroraPool(factory, settings)
-
-
-def make_async_pool(factory: ConnectionFactory, settings: PoolSettings) -> AsyncAuroraPool:
-    """An asyncio pool, to be opened and closed in one event loop; nothing is contacted yet."""
-    return AsyncAuroraPool(factory, settings)
+            await fail()
 
 
 def _arguments(factory: ConnectionFactory, settings: PoolSettings) -> dict[str, Any]:
+    logging.getLogger("psycopg.pool").addFilter(_is_no_repetition)  # a second time does nothing
     return {
-        "name": PoolName.noted(factory.name),
+        "name": _PoolName(factory.name),
         "min_size": settings.min_size,
         "max_size": settings.max_size,
         "timeout": settings.timeout_s,
@@ -335,9 +295,9 @@ def _arguments(factory: ConnectionFactory, settings: PoolSettings) -> dict[str, 
 
 
 def _is_spare(pool: AuroraPool | AsyncAuroraPool) -> bool:
-    """Whether nobody needs a connection in the place of a dead one.
+    """Whether no caller needs a connection in the place of a dead one.
 
-    psycopg_pool replaces each, and grows for the caller who found it dead as well.
+    psycopg_pool replaces each, and also grows for the caller that found it dead.
     """
     is_served = pool._growing or not pool._waiting  # noqa: SLF001 - as the methods above
     return pool._nconns > pool.min_size and is_served  # noqa: SLF001
@@ -351,19 +311,13 @@ def _limits(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
     }
 
 
-class PoolName(str):
-    """A pool's name, by which its lines in the log of psycopg_pool are told from others'."""
+class _PoolName(str):
+    """The name of a pool of ours, which tells its lines in the log of psycopg_pool from others."""
 
     __slots__ = ()
 
-    @classmethod
-    def noted(cls, name: str) -> PoolName:
-        """The name, for a pool whose repeated lines are left out from now on."""
-        logging.getLogger("psycopg.pool").addFilter(_is_news)  # adding it again does nothing
-        return cls(name)
 
-
-def _is_news(record: logging.LogRecord) -> bool:
-    # psycopg_pool would repeat with every attempt the error that `PoolHealth` warns of.
-    is_ours = isinstance(record.args, tuple) and any(isinstance(a, PoolName) for a in record.args)
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    # psycopg_pool repeats with every attempt the error that `PoolHealth` warns of once.
+    is_ours = isinstance(record.args, tuple) and any(isinstance(a, _PoolName) for a in record.args)
     return not (is_ours and record.msg.startswith(("error connecting", "reconnection attempt")))

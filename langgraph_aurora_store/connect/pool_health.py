@@ -80,7 +80,7 @@ class PoolHealth:
         self._clock = clock
         self._spread = spread
         self._lock = threading.Lock()
-        self._made: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
+        self.connections: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
         self._was_reached = False
         self._last_error: Exception | None = None
         self.last_error_begun_at = 0.0
@@ -97,7 +97,7 @@ class PoolHealth:
     def is_alive(self) -> bool:
         """Whether a connection is open, as far as is known: waiting callers can hope for it."""
         with self._lock:
-            return any(not connection.closed for connection in self._made)
+            return any(not connection.closed for connection in self.connections)
 
     def is_retryable(self, error: Exception) -> bool:
         """Whether trying again may help, with nothing changed by the user.
@@ -110,10 +110,10 @@ class PoolHealth:
         return is_port_closed(error) and self._clock() - self._failing_since < _GRACE_S
 
     def succeeded(self, connection: AnyConnection) -> None:
-        """A connection was made, and idles until somebody asks for it."""
+        """A connection was made, and idles until a caller asks for it."""
         connection.idle_since = self._wall_clock()
         with self._lock:
-            self._made.add(connection)
+            self.connections.add(connection)
             was_troubled = self._last_error is not None
             self._was_reached = True
             self._last_error = None
@@ -143,7 +143,7 @@ class PoolHealth:
         return left_s if left_s > 0 and not self.is_alive() else 0.0
 
     def returned(self, connection: AnyConnection) -> None:
-        """A connection came back, and idles from now on."""
+        """A connection was given back, and idles from now on."""
         connection.idle_since = self._wall_clock()
 
     def is_idle_too_long(self, connection: AnyConnection) -> bool:

@@ -122,7 +122,7 @@ class PoolSettings:
             f"pool={pool!r} is unknown; pass 'service', 'lambda' or PoolSettings(...)"
         )
 
-    def parameters(self) -> dict[str, int]:
+    def kwargs(self) -> dict[str, int]:
         """The libpq parameters."""
         return {
             "connect_timeout": self.connect_timeout_s,

@@ -15,7 +15,7 @@ SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca
 
 # The RDS authorities of 28 regions of the commercial partition (neither China nor GovCloud, nor a
 # region younger than this copy) and the public Amazon roots, which certify RDS Proxy, in one file:
-# truststore.pki.rds.amazonaws.com and amazontrust.com/repository. libpq reads it anew for each
+# truststore.pki.rds.amazonaws.com and amazontrust.com/repository. libpq reads it for each
 # connection, and takes no context that could be kept.
 BUNDLED = Path(__file__).with_name("data") / "rds-trust.pem"
 
@@ -38,7 +38,7 @@ class Tls(NamedTuple):
     sslmode: SslMode = "verify-full"
     sslrootcert: str | None = str(BUNDLED)
 
-    def parameters(self) -> dict[str, str]:
+    def kwargs(self) -> dict[str, str]:
         """The libpq parameters."""
         store = {"sslrootcert": self.sslrootcert} if self.sslrootcert else {}
         return {"sslmode": self.sslmode, **store}

@@ -277,10 +277,10 @@ def test_iam_authentication_off_says_how_to_turn_it_on(database: Any, aurora: Lo
         IamAuthenticationDisabledError,
         match=r"aws rds modify-db-cluster .*--enable-iam-database-authentication",
     ) as caught:
-        factory.parameters()
+        factory.kwargs()
     factory.refused(caught.value)
     aurora.iam_enabled = True
-    assert factory.parameters()["host"] == "localhost"
+    assert factory.kwargs()["host"] == "localhost"
 
 
 def test_password_does_not_need_iam_authentication(database: Any, aurora: LocalAurora) -> None:
@@ -289,7 +289,7 @@ def test_password_does_not_need_iam_authentication(database: Any, aurora: LocalA
     factory = connection_factory(
         aurora.identifier, user="u", session=aurora.session, credentials=PasswordCredentials("p")
     )
-    assert factory.parameters()["password"] == "p"
+    assert factory.kwargs()["password"] == "p"
 
 
 @dataclass
@@ -329,7 +329,7 @@ def test_cluster_without_a_database_asks_for_one(aws: Aws) -> None:
     aws.make("plain", EnableIAMDatabaseAuthentication=True)
     factory = connection_factory("plain", user="u", session=aws.session)
     with pytest.raises(ConfigurationError, match=r"database= or set AURORA_DATABASE"):
-        factory.parameters()
+        factory.kwargs()
 
 
 def test_region_is_given_then_the_sessions_then_the_environments(aws: Aws) -> None:
@@ -408,7 +408,7 @@ def test_environment_stands_in_for_parameters() -> None:
     """AURORA_CLUSTER, AURORA_USER, AURORA_DATABASE; empty ones are absent; parameters win."""
     environ = {"AURORA_CLUSTER": NAMES[0][0], "AURORA_USER": "env", "AURORA_DATABASE": "mem"}
     factory = connection_factory(credentials=PasswordCredentials("p"), environ=environ)
-    parameters = factory.parameters()
+    parameters = factory.kwargs()
     assert (parameters["host"], parameters["user"], parameters["dbname"]) == (
         NAMES[0][0],
         "env",
@@ -416,7 +416,7 @@ def test_environment_stands_in_for_parameters() -> None:
     )
     given = connection_factory(
         NAMES[1][0], user="u", credentials=PasswordCredentials("p"), environ=environ
-    ).parameters()
+    ).kwargs()
     assert (given["host"], given["user"]) == (NAMES[1][0], "u")
     connection_factory(
         "mine", region="ap-south-1", user="u", environ=environ
@@ -430,12 +430,12 @@ def test_making_a_connector_opens_no_socket_and_imports_no_sdk() -> None:
     code = """
 import socket, sys
 from langgraph_aurora_store.connect.conninfo import connection_factory
-from langgraph_aurora_store.connect.pool import make_async_pool, make_pool
+from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 def refuse(*args, **kwargs): raise AssertionError("a socket was opened")
 socket.socket = socket.create_connection = socket.getaddrinfo = refuse
 factory = connection_factory("agent-memory", user="langmem", database="memory")
-make_pool(factory, PoolSettings.service()), make_async_pool(factory, PoolSettings.service())
+AuroraPool(factory, PoolSettings.service()), AsyncAuroraPool(factory, PoolSettings.service())
 assert not {"boto3", "botocore", "cryptography"} & set(sys.modules), "an SDK was imported"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

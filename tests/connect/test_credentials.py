@@ -300,7 +300,7 @@ def secret(arn: str, **given: Any) -> SecretsManagerCredentials:
 def test_secret_gives_all_that_a_connection_needs(write: Callable[..., str]) -> None:
     """Host, port, database, user and password of the JSON that RDS writes; nothing else given."""
     factory = connection_factory(credentials=secret(write(RDS_JSON)), environ={})
-    parameters = factory.parameters()
+    parameters = factory.kwargs()
     assert {name: parameters[name] for name in ("host", "port", "dbname", "user", "password")} == {
         "host": ENDPOINT.host,
         "port": 6432,
@@ -316,20 +316,20 @@ def test_parameters_win_over_the_secret_and_the_secret_over_the_environment(
     """The secret knows better than AURORA_*, and the caller better than the secret."""
     environ = {"AURORA_CLUSTER": "other", "AURORA_USER": "other", "AURORA_DATABASE": "other"}
     credentials = secret(write({**RDS_JSON, "port": "6432"}))
-    from_secret = connection_factory(credentials=credentials, environ=environ).parameters()
+    from_secret = connection_factory(credentials=credentials, environ=environ).kwargs()
     assert (from_secret["user"], from_secret["dbname"], from_secret["port"]) == (
         USER,
         "memory",
         6432,
     )
-    assert connection_factory(credentials=credentials, port=7000).parameters()["port"] == 7000
-    assert connection_factory(ENDPOINT.host, credentials=credentials).parameters()["port"] == 6432
+    assert connection_factory(credentials=credentials, port=7000).kwargs()["port"] == 7000
+    assert connection_factory(ENDPOINT.host, credentials=credentials).kwargs()["port"] == 6432
     given = connection_factory(
         "mem-1.c0ffee.eu-west-1.rds.amazonaws.com",
         database="given",
         credentials=credentials,
         environ=environ,
-    ).parameters()
+    ).kwargs()
     assert given["host"].startswith("mem-1.")
     assert (given["port"], given["dbname"], given["user"]) == (5432, "given", USER)
 
@@ -338,9 +338,9 @@ def test_managed_master_secret_needs_a_cluster(write: Callable[..., str]) -> Non
     """RDS's own secret of the master user has user and password only."""
     credentials = secret(write({"username": "postgres", "password": PASSWORD}))
     with pytest.raises(ConfigurationError, match=r"cluster= or set AURORA_CLUSTER"):
-        connection_factory(credentials=credentials, environ={}).parameters()
+        connection_factory(credentials=credentials, environ={}).kwargs()
     environ = {"AURORA_CLUSTER": ENDPOINT.host, "AURORA_DATABASE": "memory"}
-    parameters = connection_factory(credentials=credentials, environ=environ).parameters()
+    parameters = connection_factory(credentials=credentials, environ=environ).kwargs()
     assert (parameters["host"], parameters["user"]) == (ENDPOINT.host, "postgres")
 
 
@@ -348,7 +348,7 @@ def test_secret_of_another_user_is_refused(write: Callable[..., str]) -> None:
     """Asking for one user with the password of another cannot succeed."""
     factory = connection_factory(user="langmem", credentials=secret(write(RDS_JSON)), environ={})
     with pytest.raises(ConfigurationError, match=r"password of .*o'brien.*leave user= out"):
-        factory.parameters()
+        factory.kwargs()
 
 
 def test_secret_is_read_once_and_again_after_a_refusal(write: Callable[..., str]) -> None:

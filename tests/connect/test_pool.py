@@ -23,6 +23,8 @@ from moto import mock_aws
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool import WaitingClient
 from psycopg_pool.pool_async import WaitingClient as AsyncWaitingClient
+from psycopg_pool.sched import Scheduler
+from psycopg_pool.sched_async import AsyncScheduler
 
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
 from langgraph_aurora_store.connect.conninfo import connection_factory
@@ -31,7 +33,7 @@ from langgraph_aurora_store.connect.credentials import (
     PasswordCredentials,
     SecretsManagerCredentials,
 )
-from langgraph_aurora_store.connect.pool import make_async_pool, make_pool
+from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import (
     AuthenticationError,
@@ -84,9 +86,7 @@ def test_proxy_gets_no_prepared_statements_and_nobody_start_up_options() -> None
     def parameters(name: str) -> dict[str, Any]:
         host = f"m.{name}.us-east-1.rds.amazonaws.com"
         credentials = PasswordCredentials("p")
-        return connection_factory(
-            host, user="u", database="d", credentials=credentials
-        ).parameters()
+        return connection_factory(host, user="u", database="d", credentials=credentials).kwargs()
 
     assert parameters("proxy-c0ffee")["prepare_threshold"] is None
     assert parameters("cluster-c0ffee")["prepare_threshold"] == 0
@@ -96,7 +96,7 @@ def test_proxy_gets_no_prepared_statements_and_nobody_start_up_options() -> None
 def test_reader_is_asked_for_by_role(cluster: LocalAurora) -> None:
     """The same factory, for the other endpoint."""
     reader = connect(cluster)._replace(role="reader")
-    assert reader.parameters()["target"].kind == "reader"
+    assert reader.kwargs()["target"].kind == "reader"
 
 
 def test_each_new_connection_has_a_fresh_token(
@@ -277,7 +277,7 @@ def test_connection_made_without_a_pool_hides_its_password_too(
 ) -> None:
     """Neither our lines of a traceback with locals nor what its error holds on to show it."""
     cluster.refuse_next(1)
-    parameters = connect(cluster).parameters()
+    parameters = connect(cluster).kwargs()
     with pytest.raises(AuthenticationError) as caught:
         make(**parameters)
     told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -306,7 +306,7 @@ def test_dropped_pool_is_gone_without_a_collection(cluster: LocalAurora) -> None
     """A pool is not referred to by itself, so psycopg_pool's own clean-up happens at once."""
     gc.disable()
     try:
-        pool = make_pool(connect(cluster), SETTINGS)
+        pool = AuroraPool(connect(cluster), SETTINGS)
         dropped = weakref.ref(pool)
         del pool
         assert dropped() is None
@@ -317,10 +317,10 @@ def test_dropped_pool_is_gone_without_a_collection(cluster: LocalAurora) -> None
 def test_wait_is_over_with_the_first_connection_or_its_refusal(cluster: LocalAurora) -> None:
     """`open(wait=True)` says why there is no connection, and leaves the pool open."""
     settings = replace(SETTINGS, min_size=2)
-    with make_pool(connect(cluster), settings) as pool:
+    with AuroraPool(connect(cluster), settings) as pool:
         pool.wait()
         assert pool.get_stats()["pool_available"] >= 1
-    with closing(make_pool(connect(cluster, database="nowhere"), settings)) as pool:
+    with closing(AuroraPool(connect(cluster, database="nowhere"), settings)) as pool:
         with pytest.raises(DatabaseNotFoundError):
             pool.open(wait=True)
         assert not pool.closed
@@ -331,10 +331,10 @@ async def test_async_wait_is_over_with_the_first_connection_or_its_refusal(
 ) -> None:
     """As in the blocking twin."""
     settings = replace(SETTINGS, min_size=2)
-    async with make_async_pool(connect(cluster), settings) as pool:
+    async with AsyncAuroraPool(connect(cluster), settings) as pool:
         await pool.wait()
         assert pool.get_stats()["pool_available"] >= 1
-    async with make_async_pool(connect(cluster, database="nowhere"), settings) as pool:
+    async with AsyncAuroraPool(connect(cluster, database="nowhere"), settings) as pool:
         with pytest.raises(DatabaseNotFoundError):
             await pool.wait()
         assert not pool.closed
@@ -342,7 +342,7 @@ async def test_async_wait_is_over_with_the_first_connection_or_its_refusal(
 
 def test_pool_that_is_closed_says_so(cluster: LocalAurora) -> None:
     """psycopg_pool's own error, not taken for trouble that passes."""
-    pool = make_pool(connect(cluster), SETTINGS)
+    pool = AuroraPool(connect(cluster), SETTINGS)
     with pytest.raises(psycopg_pool.PoolClosed):
         pool.getconn()
 
@@ -379,8 +379,6 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 @pytest.mark.parametrize(
     ("owner", "hook", "signature"),
     [
-        ("ConnectionPool", "_connect", "(self, timeout: 'float | None' = None) -> 'CT'"),
-        ("AsyncConnectionPool", "_connect", "(self, timeout: 'float | None' = None) -> 'ACT'"),
         (
             "ConnectionPool",
             "_add_connection",
@@ -406,6 +404,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             "_putconn",
             "(self, conn: 'ACT', from_getconn: 'bool') -> 'None'",
         ),
+        ("AsyncConnectionPool", "worker", "(q: 'AQueue[MaintenanceTask]') -> 'None'"),
     ],
 )
 def test_private_hooks_of_psycopg_pool_are_as_we_override_them(
@@ -418,11 +417,13 @@ def test_private_hooks_of_psycopg_pool_are_as_we_override_them(
 
 
 def test_private_state_of_psycopg_pool_is_as_we_use_it(cluster: LocalAurora) -> None:
-    """The queue of waiting callers, and how one of them is failed."""
+    """The queue of waiting callers, how one of them is failed, the counts, and the timer."""
     assert str(inspect.signature(WaitingClient.fail)) == "(self, error: 'Exception') -> 'bool'"
     assert inspect.iscoroutinefunction(AsyncWaitingClient.fail)
     assert "time_to_give_up" in vars(AttemptWithBackoff)
-    pool = make_pool(connect(cluster), SETTINGS)
-    assert len(pool._waiting) == 0
+    pool = AuroraPool(connect(cluster), SETTINGS)
+    assert (len(pool._waiting), pool._nconns, pool._growing) == (0, 0, False)
+    for scheduler in (Scheduler, AsyncScheduler):
+        assert list(inspect.signature(scheduler.enter).parameters) == ["self", "delay", "action"]
     with pool._lock:
         pool._waiting.clear()

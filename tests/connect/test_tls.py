@@ -18,7 +18,7 @@ def test_default_verifies_everything_against_the_bundled_authorities() -> None:
     """verify-full and a file that comes with the package: no download, nothing to configure."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert verify(environ={}).parameters() == {
+        assert verify(environ={}).kwargs() == {
             "sslmode": "verify-full",
             "sslrootcert": str(BUNDLED),
         }

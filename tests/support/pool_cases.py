@@ -16,7 +16,7 @@ import pytest
 from langgraph_aurora_store.connect.cluster import Endpoint
 from langgraph_aurora_store.connect.conninfo import ConnectionFactory, connection_factory
 from langgraph_aurora_store.connect.credentials import Credentials, Login
-from langgraph_aurora_store.connect.pool import make_async_pool, make_pool
+from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.local import LocalAurora
 
@@ -59,7 +59,7 @@ class Blocking:
     """A blocking pool, driven by threads."""
 
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
-        self.pool = make_pool(factory, settings)
+        self.pool = AuroraPool(factory, settings)
         self.pool.open()
 
     def fetch(self, statement: str = WHO) -> Any:
@@ -96,7 +96,7 @@ class OnLoop:
     """An asyncio pool, driven from a loop in a thread of its own."""
 
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
-        self.pool = make_async_pool(factory, settings)
+        self.pool = AsyncAuroraPool(factory, settings)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="the event loop")
         self.thread.start()

@@ -1,0 +1,107 @@
+"""Connections that a pool makes: signed for, tried once more after a refusal, and accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Self
+
+from typing_extensions import override
+
+from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
+from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.pool_health import PoolHealth
+from langgraph_aurora_store.connect.pool_settings import PoolSettings
+from langgraph_aurora_store.errors import AuthenticationError
+
+# Applications filter by the name of 0.1.0.
+logger = logging.getLogger("langgraph_aurora_store.connect.pool")
+
+
+class PooledConnection(AuroraConnection):
+    """What the ``connection_class`` hook of psycopg_pool makes; `PoolHealth` learns of each."""
+
+    @override
+    @classmethod
+    def connect(  # type: ignore[override]  # a pool passes these in place of psycopg's parameters
+        cls,
+        conninfo: str = "",
+        *,
+        factory: ConnectionFactory,
+        settings: PoolSettings,
+        health: PoolHealth,
+    ) -> Self:
+        """Make a connection with a login of its own.
+
+        Raises:
+            AuroraStoreError: the attempt failed, as `health` has been told.
+        """
+        begun_at = time.monotonic()
+        try:
+            connection = cls._connect_or_retry(factory, settings)
+        except Exception as error:
+            factory.refused(error)
+            health.failed(error, begun_at=begun_at)
+            raise
+        health.succeeded(connection)
+        return connection
+
+    @classmethod
+    def _connect_or_retry(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+        try:
+            return cls._attempt(factory, settings)
+        except AuthenticationError as error:
+            # RDS refuses a valid token now and then, and a password may have been rotated.
+            factory.refused(error)
+            logger.info("pool %r tries again with fresh credentials: %s", factory.name, error)
+        return cls._attempt(factory, settings)
+
+    @classmethod
+    def _attempt(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+        kwargs: dict[str, Any] = {**settings.kwargs(), **factory.kwargs()}
+        return super().connect(**kwargs)
+
+
+class AsyncPooledConnection(AsyncAuroraConnection):
+    """The asyncio twin of `PooledConnection`; looks up, refreshes and signs off the loop."""
+
+    @override
+    @classmethod
+    async def connect(  # type: ignore[override]  # as in the blocking twin
+        cls,
+        conninfo: str = "",
+        *,
+        factory: ConnectionFactory,
+        settings: PoolSettings,
+        health: PoolHealth,
+    ) -> Self:
+        """Make a connection with a login of its own.
+
+        Raises:
+            AuroraStoreError: the attempt failed, as `health` has been told.
+        """
+        begun_at = time.monotonic()
+        try:
+            connection = await cls._connect_or_retry(factory, settings)
+        except Exception as error:
+            factory.refused(error)
+            health.failed(error, begun_at=begun_at)
+            raise
+        health.succeeded(connection)
+        return connection
+
+    @classmethod
+    async def _connect_or_retry(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+        try:
+            return await cls._attempt(factory, settings)
+        except AuthenticationError as error:
+            # As in the blocking twin.
+            factory.refused(error)
+            logger.info("pool %r tries again with fresh credentials: %s", factory.name, error)
+        return await cls._attempt(factory, settings)
+
+    @classmethod
+    async def _attempt(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+        kwargs: dict[str, Any] = {**settings.kwargs(), **await asyncio.to_thread(factory.kwargs)}
+        return await super().connect(**kwargs)
