@@ -17,15 +17,16 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
+from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
 from langgraph_aurora_store.connect.plain_pool import aborrowed
 from langgraph_aurora_store.execution.coalescer import OperationCoalescer
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
-from langgraph_aurora_store.execution.executor import AsyncConn, AsyncExecutor
+from langgraph_aurora_store.execution.executor import AsyncExecutor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
 from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
-from langgraph_aurora_store.execution.write_limiter import Connect, WriteLimiter
+from langgraph_aurora_store.execution.write_limiter import WriteLimiter
 from langgraph_aurora_store.sql.batch import Prepared
 
 
@@ -316,7 +317,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             )
         return coalescer
 
-    def _write_slot(self, part: Prepared) -> AbstractAsyncContextManager[Connect]:
+    def _write_slot(self, part: Prepared) -> AbstractAsyncContextManager[AsyncConnect]:
         """Wait until a part may be completed; yields how it connects then."""
         # Limit writes, or those that wait for a locked row would leave no connection to reads.
         limiter = self._write_limiter() if part.batch.writes.puts else None
@@ -347,5 +348,5 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         flow = self._operations.prepare(ops, at_most=limiter.size if limiter else 1)
         return await self._executor.run(flow, self.connection)
 
-    async def _complete_part(self, part: Prepared, connect: Connect) -> list[Result]:
+    async def _complete_part(self, part: Prepared, connect: AsyncConnect) -> list[Result]:
         return await self._executor.run(self._operations.finish(part), connect)

@@ -16,9 +16,10 @@ from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
+from langgraph_aurora_store.connect.connection import Conn
 from langgraph_aurora_store.connect.lazy_pool import LazyPool
 from langgraph_aurora_store.connect.plain_pool import borrowed
-from langgraph_aurora_store.execution.executor import Conn, Executor
+from langgraph_aurora_store.execution.executor import Executor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
 from langgraph_aurora_store.execution.write_failures import write_failures_logged

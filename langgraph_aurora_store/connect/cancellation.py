@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -14,7 +14,7 @@ from psycopg_pool._acompat import AQueue
 from psycopg_pool.pool_async import MaintenanceTask, StopWorker
 from typing_extensions import override
 
-from langgraph_aurora_store.connect.connection import AsyncAuroraConnection
+from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AsyncConn, AsyncConnect
 
 T = TypeVar("T")
 IDLE, INERROR = TransactionStatus.IDLE, TransactionStatus.INERROR
@@ -35,15 +35,15 @@ async def finish_uninterrupted(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def run_shielded(
-    connect: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]],
-    work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]],
+    connect: AsyncConnect,
+    work: Callable[[AsyncConn], Awaitable[T]],
 ) -> T:
     """Run work on the only connection of a store, so that a cancellation does not close it.
 
     psycopg 3.3 closes a connection whose wait is cancelled while the server reports an error. This
     asks the server to end the statement instead, and waits for its answer.
     """
-    used: list[psycopg.AsyncConnection[Any]] = []
+    used: list[AsyncConn] = []
     no_cancel_pending = asyncio.Event()
     no_cancel_pending.set()
 

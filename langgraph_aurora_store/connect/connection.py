@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from typing import Any, Self, TypeAlias
 
 import psycopg
@@ -72,6 +73,11 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
 
 
 AnyConnection: TypeAlias = AuroraConnection | AsyncAuroraConnection
+Conn: TypeAlias = psycopg.Connection[Any]
+AsyncConn: TypeAlias = psycopg.AsyncConnection[Any]
+# How code gets a connection for a block: from a pool, or the only one of a store.
+Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
+AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
 
 
 def has_pending_input(connection: psycopg.BaseConnection[Any]) -> bool:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
 
+from langgraph_aurora_store.connect.connection import AsyncConnect
 from langgraph_aurora_store.execution.key_locks import KeyLocks
 from langgraph_aurora_store.execution.write_failures import log_failed_writes
-from langgraph_aurora_store.execution.write_limiter import Connect
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.sql.batch import Prepared
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Prepare: TypeAlias = Callable[[Sequence[Op]], Awaitable["Sequence[Prepared]"]]
-Complete: TypeAlias = Callable[["Prepared", Connect], Awaitable[Sequence[Result]]]
+Complete: TypeAlias = Callable[["Prepared", AsyncConnect], Awaitable[Sequence[Result]]]
 Check: TypeAlias = Callable[[Op], None]
-WriteSlot: TypeAlias = Callable[["Prepared"], AbstractAsyncContextManager[Connect]]
+WriteSlot: TypeAlias = Callable[["Prepared"], AbstractAsyncContextManager[AsyncConnect]]
 
 # Errors that psycopg calls operational and that the rows of a single operation can cause.
 _OPERATION_ERRORS = (
@@ -176,7 +176,7 @@ class OperationCoalescer:
         except psycopg.OperationalError as exc:  # no lock or no slot in time
             self._fail_or_split([group[place] for place in part.places], exc)
 
-    async def _complete_part(self, part: Prepared, group: _Group, connect: Connect) -> None:
+    async def _complete_part(self, part: Prepared, group: _Group, connect: AsyncConnect) -> None:
         # Drop what was abandoned, or it could overwrite a newer write.
         if gone := {place for place in part.places if group[place].future.done()}:
             part, again = part.without(gone)

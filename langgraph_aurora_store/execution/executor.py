@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
     nullcontext,
     suppress,
 )
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, BaseConnection, Connection, Cursor
+from psycopg import AsyncCursor, BaseConnection, Cursor
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from langgraph_aurora_store.connect.cancellation import run_shielded
+from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect, Conn, Connect
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.requests import text_labels
 from langgraph_aurora_store.execution import pgvector_types
@@ -42,10 +41,6 @@ from langgraph_aurora_store.sql.flow import (
 )
 
 T = TypeVar("T")
-Conn: TypeAlias = Connection[Any]
-AsyncConn: TypeAlias = AsyncConnection[Any]
-Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
-AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
 
 # How many queries are embedded at a time by a model that takes them one by one.
 _QUERIES_AT_ONCE = 16

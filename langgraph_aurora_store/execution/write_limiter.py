@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-import psycopg
-
+from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect
 from langgraph_aurora_store.errors import PoolFullError, PoolTimeoutError
 
-Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
-ConnectWithin: TypeAlias = Callable[..., AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
+ConnectWithin: TypeAlias = Callable[..., AbstractAsyncContextManager[AsyncConn]]
 
 # The size assumed of a pool without a bound, as psycopg_pool's null pools may be.
 _UNBOUNDED = 100
@@ -46,7 +44,7 @@ class WriteLimiter:
         self._waiting = 0
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Connect]:
+    async def slot(self) -> AsyncIterator[AsyncConnect]:
         """Wait for a slot; yields how to connect in it, within the time that is left.
 
         Raises:
