@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -98,8 +99,8 @@ def _named(
     try:
         return Resolved(ensure_embeddings(name), dims)
     except (ImportError, ValueError) as error:
-        # LangChain's further lines list every provider of its own.
-        reason = str(error).partition("\n")[0].rstrip(".")
+        # What LangChain adds lists every provider of its own, and how to install itself.
+        reason = re.split(r"[\n;]", str(error), maxsplit=1)[0].rstrip(".")
         raise ConfigurationError(f"embed={name!r}: {reason}. {_KNOWN}") from error
 
 

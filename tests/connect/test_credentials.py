@@ -25,6 +25,7 @@ from langgraph_aurora_store.connect.credentials import (
     SecretsManagerCredentials,
 )
 from langgraph_aurora_store.errors import ConfigurationError, CredentialsError
+from tests.support.signing_clock import set_signing_clock
 
 USER = "o'brien ?&=%/:@"
 PASSWORD = "p ?&=%/:@'\\"
@@ -42,7 +43,7 @@ def session() -> boto3.Session:
 def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """botocore's clock stands still, so that two signatures can be compared."""
     noon = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - botocore's own clock is naive
-    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: noon)
+    set_signing_clock(monkeypatch, noon)
 
 
 @pytest.mark.parametrize("user", ["langmem", USER])

@@ -53,6 +53,7 @@ from tests.support.pool_cases import (
     connect,
     raised_by,
 )
+from tests.support.signing_clock import set_signing_clock
 
 clock = pools.clock
 cluster = pools.cluster
@@ -108,7 +109,7 @@ def test_each_new_connection_has_a_fresh_token(
     assert pool.fetch() == cluster.user
     clock.ahead_s = 20 * 60
     later = datetime.now(UTC).replace(tzinfo=None) + timedelta(minutes=20)
-    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: later)
+    set_signing_clock(monkeypatch, later)
     expired = cluster.refusals["expired"]
     pool.hold(2)
     first, second = cluster.tokens[shown:]

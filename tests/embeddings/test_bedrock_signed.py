@@ -30,6 +30,7 @@ from langgraph_aurora_store.errors import EmbeddingError
 from langgraph_aurora_store.local.authority import Authority
 from langgraph_aurora_store.version import __version__
 from tests.support.bedrock_service import Bedrock
+from tests.support.signing_clock import set_signing_clock
 
 pytestmark = pytest.mark.usefixtures("sessions_without_moto")
 
@@ -85,7 +86,7 @@ def test_the_request_is_the_one_boto3_sends(
 ) -> None:
     """Path, headers, body and signature at the same moment; colons and slashes are escaped."""
     noon = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - botocore's own clock is naive
-    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: noon)
+    set_signing_clock(monkeypatch, noon)
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "f")
     monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-2;Parent=3;Sampled=1")
     url = bedrock.url + path
