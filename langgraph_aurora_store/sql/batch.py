@@ -31,6 +31,7 @@ from langgraph_aurora_store.sql.search import Search
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.texts import Embedded, Text, checked, request
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces, nearest
+from langgraph_aurora_store.sql.write_marks import marking
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -251,7 +252,8 @@ def _is_lost(query: Vector | HalfVector, layout: StoreTables) -> bool:
 def _renew(due: Sequence[Address], layout: StoreTables) -> Flow[None]:
     """A reader that may not write still gets what it read."""
     try:
-        yield Transaction((get.renewal(due, layout),), writes=True)
+        renewal = (get.renewal(due, layout),)
+        yield Transaction(renewal, writes=True, is_idempotent=True, is_optional=True)
     except (
         psycopg.errors.ReadOnlySqlTransaction,
         psycopg.errors.InsufficientPrivilege,
@@ -274,10 +276,14 @@ def _write_all(
     writes: Writes, new: Sequence[Text], vectors: Embedded, layout: StoreTables
 ) -> Flow[None]:
     try:
-        yield Transaction(put.statements(writes, new, vectors.documents, layout), writes=True)
+        yield _marked(put.statements(writes, new, vectors.documents, layout), layout)
     except psycopg.errors.DivisionByZero:
         # A vector we meant to keep was replaced by a concurrent write: rely on none of them.
         kept = [text for text in writes.texts if text.text not in vectors.documents]
         more = yield from _embed(kept, (), layout)
         every = vectors.documents | more.documents
-        yield Transaction(put.statements(writes, writes.texts, every, layout), writes=True)
+        yield _marked(put.statements(writes, writes.texts, every, layout), layout)
+
+
+def _marked(statements: tuple[Statement, ...], layout: StoreTables) -> Transaction:
+    return Transaction(statements, writes=True, marking=marking(layout))

@@ -6,10 +6,10 @@ answer it by hand. A driver throws what a step raised into the flow, at the ``yi
 for it, so that a flow can clean up or choose another way.
 
 ```
-Transaction      statements, one transaction, one round trip    -> list[Rows], one per statement
-Autocommit  one statement outside a transaction            -> Rows
-Sleep    seconds to wait, no connection used meanwhile  -> None
-Embed    texts, while no connection is held             -> Vectors
+Transaction  statements, one transaction, one round trip    -> list[Rows], one per statement
+Autocommit   one statement outside a transaction            -> Rows
+Sleep        seconds to wait, no connection used meanwhile  -> None
+Embed        texts, while no connection is held             -> Vectors
 ```
 """
 
@@ -24,6 +24,17 @@ T = TypeVar("T")
 
 Row: TypeAlias = tuple[Any, ...]
 Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
+
+class Marking(NamedTuple):
+    """How a transaction is marked (see `write_marks`); its first statement makes the mark.
+
+    That statement gets ``mark_writer`` and ``mark_number`` as parameters, as do these two texts:
+    ``outcome`` reads the writer's last number and its counts, ``cleanup`` deletes old marks.
+    """
+
+    outcome: str
+    cleanup: str
 
 
 class Statement(NamedTuple):
@@ -47,11 +58,19 @@ class Transaction(NamedTuple):
     """Statements to run in order as one transaction in one round trip: all sent, then all read.
 
     Either all of them take effect or none; ``writes`` says that they are to have an effect. The
-    reply is a list of ``Rows``, one per statement, empty where it returns none.
+    reply is a list of ``Rows``, one per statement, empty where it returns none; of a marked one
+    that an earlier attempt committed, it is the outcome that the mark recorded, or empty.
+
+    A write may be run again after a lost reply if it is marked by ``marking``, or if
+    ``is_idempotent``: then a repetition changes nothing. ``is_optional`` is for one that a
+    read-only server may refuse.
     """
 
     statements: tuple[Statement, ...]
     writes: bool = False
+    marking: Marking | None = None
+    is_idempotent: bool = False
+    is_optional: bool = False
 
 
 class Autocommit(NamedTuple):

@@ -28,6 +28,7 @@ from langgraph_aurora_store.sql.conditions import (
 from langgraph_aurora_store.sql.filters import compile_filter
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.write_marks import counting_mark, marking
 
 # Beyond this many namespaces, reading every row once is cheaper than one index probe for each.
 _MOST_PROBES = 20_000
@@ -79,6 +80,8 @@ _COUNT = """
 SELECT count(*) FROM {store} AS s WHERE {under} AND {alive} AND {condition}
 """
 
+_COUNTS = "count(*), count(*) FILTER (WHERE counts)"
+
 _DELETE = """
 WITH doomed AS MATERIALIZED (
     SELECT s.prefix, s.key FROM {store} AS s WHERE {under}
@@ -89,8 +92,8 @@ deleted AS (
     DELETE FROM {store} AS s USING doomed
     WHERE s.prefix = doomed.prefix AND s.key = doomed.key
     RETURNING {alive} AS counts
-)
-SELECT count(*), count(*) FILTER (WHERE counts) FROM deleted
+){mark}
+SELECT {counts} FROM deleted
 """
 
 
@@ -150,7 +153,9 @@ def delete_under(prefix: Namespace, layout: StoreTables) -> Flow[int]:
     text, params = _delete(layout), span_of(prefix_of(prefix))
     total, rows = 0, _ROWS_PER_DELETE
     while rows == _ROWS_PER_DELETE:
-        (((rows, living),),) = yield Transaction((Statement(text, params),), writes=True)
+        (((rows, living),),) = yield Transaction(
+            (Statement(text, params),), writes=True, marking=marking(layout)
+        )
         total += living
     return total
 
@@ -198,4 +203,6 @@ def _list(layout: StoreTables, *, is_bounded: bool, matches: bool) -> bytes:
 @lru_cache
 def _delete(layout: StoreTables) -> bytes:
     names = {"store": layout.store, "under": under("s.prefix"), "alive": ALIVE}
+    marks = counting_mark(layout, counts=_COUNTS, rows="deleted")
+    names |= {"mark": f",\n{marks}" if marks else "", "counts": _COUNTS}
     return _DELETE.format(most=_ROWS_PER_DELETE, **names).encode()

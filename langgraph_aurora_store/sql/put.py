@@ -25,6 +25,7 @@ from langgraph_aurora_store.sql.flow import Rows, Statement
 from langgraph_aurora_store.sql.json_values import LONGEST, at, to_json, too_long
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
+from langgraph_aurora_store.sql.write_marks import mark
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -59,7 +60,7 @@ ON CONFLICT (prefix, key) DO UPDATE SET
 """
 
 _DELETE = """
-WITH doomed AS MATERIALIZED (
+WITH {mark}doomed AS MATERIALIZED (
     SELECT s.prefix, s.key
     FROM {addresses} WITH ORDINALITY AS w (prefix, key, position)
     JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
@@ -173,7 +174,7 @@ def statements(
     doomed = [put for put in writes.puts if put.value is None]
     steps = [Statement(sql.upsert, _rows(writes.puts if doomed else puts))] if puts else []
     if doomed:
-        steps.append(Statement(sql.delete, _addresses(doomed)))
+        steps.append(Statement(sql.delete if puts else sql.marked_delete, _addresses(doomed)))
     # Without an index a value has no texts, and so it keeps none of the vectors that a store with
     # one has made of the key's former value.
     if puts and (layout.index is not None or layout.has_vectors):
@@ -270,6 +271,7 @@ def _kept(texts: Sequence[Text]) -> dict[str, list[object]]:
 class _Texts(NamedTuple):
     upsert: bytes
     delete: bytes
+    marked_delete: bytes
     known: bytes
     still_known: bytes
     delete_stale_vectors: bytes
@@ -288,10 +290,11 @@ def _sql(layout: StoreTables) -> _Texts:
         "kept": given(kept_prefixes="text", kept_keys="text", kept_fields="text"),
         "embedded": given(**texts, embeddings=layout.embedding_type) if layout.index else "",
     }
-    known = _KNOWN.format(**names)
+    known, marks = _KNOWN.format(**names), mark(layout)
     return _Texts(
-        _UPSERT.format(**names).encode(),
-        _DELETE.format(**names).encode(),
+        (f"WITH {marks}" + _UPSERT.format(**names) if marks else _UPSERT.format(**names)).encode(),
+        _DELETE.format(mark="", **names).encode(),
+        _DELETE.format(mark=f"{marks},\n" if marks else "", **names).encode(),
         known.encode(),
         _STILL_KNOWN.format(known=known).encode(),
         _DELETE_STALE_VECTORS.format(**names).encode(),

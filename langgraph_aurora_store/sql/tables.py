@@ -14,6 +14,10 @@ from langgraph_aurora_store.errors import ConfigurationError
 Table = Literal["store", "store_vectors"]
 
 
+# A table of ours, one row for each connection that has written.
+WRITE_MARKS = "aurora_store_writes"
+
+
 class ExtraColumn(NamedTuple):
     """A nullable column of ours in one of the parent's tables, which the parent never reads."""
 
@@ -49,8 +53,8 @@ class StoreTables:
     index in the database was built with. ``iterative_scan`` tells whether pgvector is 0.8 or later,
     and ``pgvector_schema`` where it lives, ``None`` for the search path.
     ``has_vectors`` is whether the table of vectors was there at first use, for a role that may
-    delete them. What the properties return is quoted and ready to stand in a statement with
-    parameters.
+    delete them, and ``has_write_marks`` whether writes are to be marked. What the properties return
+    is quoted and ready to stand in a statement with parameters.
     """
 
     schema: str | None = None
@@ -66,6 +70,7 @@ class StoreTables:
     iterative_scan: bool = True
     pgvector_schema: str | None = None
     has_vectors: bool = False
+    has_write_marks: bool = False
 
     def __post_init__(self) -> None:
         # Every statement's text is looked up by its layout.
@@ -84,6 +89,11 @@ class StoreTables:
     def vectors(self) -> str:
         """The table of embeddings."""
         return _quoted(self.schema, "store_vectors")
+
+    @property
+    def write_marks(self) -> str:
+        """The table of write marks."""
+        return _quoted(self.schema, WRITE_MARKS)
 
     @property
     def embedding_type(self) -> str:

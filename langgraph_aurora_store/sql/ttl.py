@@ -37,7 +37,7 @@ def sweep(layout: StoreTables, batch: int = 1000) -> Flow[int]:
     statement = Statement(_SWEEP.format(store=layout.store), (_TURN, name, batch))
     swept = 0
     while True:
-        replies: list[Rows] = yield Transaction((statement,), writes=True)
+        replies: list[Rows] = yield Transaction((statement,), writes=True, is_idempotent=True)
         swept += replies[0].touched
         if replies[0].touched < batch:
             return swept

@@ -3,7 +3,7 @@
 Each definition can be run any number of times. The parent's are those of
 ``langgraph.store.postgres.base`` 3.2 (``MIGRATIONS``, ``VECTOR_MIGRATIONS``), recorded under the
 parent's numbers, so that its own ``setup()`` finds nothing to do. Ours only add: nullable columns
-that the parent never reads, indexes, and a table of our own for their record.
+that the parent never reads, indexes, a table of our own for their record, and one for write marks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from langgraph_aurora_store.sql.schema.introspection import (
     VECTORS,
     DatabaseState,
 )
-from langgraph_aurora_store.sql.tables import EXTRA_COLUMNS
+from langgraph_aurora_store.sql.tables import EXTRA_COLUMNS, WRITE_MARKS
 
 EMBEDDING_INDEX = "store_vectors_embedding_idx"
 
@@ -96,7 +96,7 @@ def parts(index: IndexSettings | None, names: Names, *, vectors: int = 0) -> lis
     ``vectors`` counts the embeddings there are, from which an ``ivfflat`` index takes its lists.
     """
     of_items = [OUR_TABLE, versions_table(STORE_VERSIONS), STORE_TABLE, EXPIRY_COLUMNS]
-    of_items += [additions(STORE), *STORE_INDEXES]
+    of_items += [additions(STORE), WRITE_MARKS_TABLE, *STORE_INDEXES]
     if index is None:
         return of_items
     of_vectors = [versions_table(VECTOR_VERSIONS), vectors_table(index, names), additions(VECTORS)]
@@ -146,6 +146,7 @@ def records(index: IndexSettings | None, *, indexed: bool) -> list[Record]:
     """
     done = [Record(STORE_VERSIONS, version) for version in range(4)]
     done += [Record(OUR_VERSIONS, column) for column in additions(STORE).columns]
+    done += [Record(OUR_VERSIONS, WRITE_MARKS)]
     if index is None:
         return done
     done += [Record(VECTOR_VERSIONS, version) for version in range(3 if indexed else 2)]
@@ -162,6 +163,19 @@ OUR_TABLE = SchemaObject(
     applied_at timestamp with time zone NOT NULL DEFAULT CURRENT_TIMESTAMP
 )"""),
     ("name",),
+)
+
+# Rows are updated in place: room on each page keeps the updates heap-only.
+WRITE_MARKS_TABLE = SchemaObject(
+    "table",
+    WRITE_MARKS,
+    WRITE_MARKS,
+    sql.SQL("""(
+    writer bigint PRIMARY KEY,
+    number bigint NOT NULL,
+    outcome bigint[]
+) WITH (fillfactor = 50)"""),
+    ("writer", "number", "outcome"),
 )
 
 STORE_TABLE = SchemaObject(

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from psycopg import sql
 
 from langgraph_aurora_store.sql.flow import Flow, Row, Rows, Statement, Transaction
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.tables import WRITE_MARKS, StoreTables
 
 STORE = "store"
 VECTORS = "store_vectors"
 STORE_VERSIONS = "store_migrations"
 VECTOR_VERSIONS = "vector_migrations"
 OUR_VERSIONS = "aurora_store_migrations"
-TABLES = (STORE, VECTORS, STORE_VERSIONS, VECTOR_VERSIONS, OUR_VERSIONS)
+TABLES = (STORE, VECTORS, STORE_VERSIONS, VECTOR_VERSIONS, OUR_VERSIONS, WRITE_MARKS)
 VERSIONS = (STORE_VERSIONS, VECTOR_VERSIONS, OUR_VERSIONS)
 
 # Without a schema of its own the store lives where the search path finds its table, or else
@@ -30,6 +30,9 @@ SELECT current_database()::text, current_user::text,
        (SELECT coalesce(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'DELETE'),
                         false)
         FROM to_regclass(%s) AS embeddings (oid)),
+       (SELECT coalesce(bool_and(has_table_privilege(oid, needed)), false)
+        FROM to_regclass(%s) AS marks (oid),
+             unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed),
        e.extversion, n.nspname::text
 FROM coalesce(
     %s::text,
@@ -90,7 +93,8 @@ class DatabaseState:
 
     ``schema`` is where the tables are, or where they would go; ``None`` when the search path
     names no schema that exists. ``may_index`` is whether the role owns the embeddings, or would;
-    ``may_forget`` whether they are there and it may delete them.
+    ``may_forget`` whether they are there and it may delete them, and ``may_mark`` whether the table
+    of write marks is there and it may write it.
     ``pgvector`` is the extension's version as installed in this
     database, which an upgrade of the engine does not change.
     """
@@ -101,6 +105,7 @@ class DatabaseState:
     schema_exists: bool
     may_index: bool
     may_forget: bool
+    may_mark: bool
     pgvector: str | None
     pgvector_schema: str | None
     columns: dict[tuple[str, str], Column]
@@ -158,7 +163,8 @@ def inspect(
     """
     names = [regclass_name(layout, table) for table in tables]
     large, main = regclass_name(layout, large_table), regclass_name(layout, main_table)
-    place_of = (large, large, layout.schema, main)
+    marks = regclass_name(layout, WRITE_MARKS)
+    place_of = (large, large, marks, layout.schema, main)
     (place,), columns, indexes = yield Transaction(
         (
             Statement(_PLACE, place_of),
@@ -170,7 +176,7 @@ def inspect(
 
 
 def _findings(place: Row, columns: Rows, indexes: Rows) -> DatabaseState:
-    database, user, schema, schema_exists, may_index, may_forget, pgvector, its_schema = place
+    database, user, schema, schema_exists, may_index, may_forget, may_mark, *pgvector = place
     return DatabaseState(
         database=database,
         user=user,
@@ -178,8 +184,9 @@ def _findings(place: Row, columns: Rows, indexes: Rows) -> DatabaseState:
         schema_exists=schema_exists,
         may_index=may_index,
         may_forget=may_forget,
-        pgvector=pgvector,
-        pgvector_schema=its_schema,
+        may_mark=may_mark,
+        pgvector=pgvector[0],
+        pgvector_schema=pgvector[1],
         columns={(table, name): Column(*kind) for table, name, *kind in columns},
         indexes={row[0]: Index(*row) for row in indexes},
     )
