@@ -68,7 +68,7 @@ class Given(Embeddings):
 
 @contextmanager
 def fresh_database(cluster: LocalAurora, name: str) -> Iterator[str]:
-    """A connection string, past the gate, to a database that lasts as long as the block."""
+    """A connection string, past the proxy, to a database that lasts as long as the block."""
     cluster.create_database(name)
     try:
         yield psycopg.conninfo.make_conninfo(cluster.admin_dsn_for(name), user=cluster.user)

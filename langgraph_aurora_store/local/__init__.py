@@ -1,4 +1,4 @@
-"""A local Aurora: real PostgreSQL with pgvector behind a gate that behaves like RDS.
+"""A local Aurora: real PostgreSQL with pgvector behind a proxy that behaves like RDS.
 
 ```python
 from langgraph_aurora_store.local import LocalAurora
@@ -23,5 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["LocalAurora"]
 
 
-# The gate's own process imports its two modules of this package and nothing else.
+# The proxy's own process imports two modules of this package and nothing else, so LocalAurora is
+# imported on first use.
 __getattr__ = lazy_attributes(__name__, {"LocalAurora": "aurora"})

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langgraph_aurora_store.local.aurora import LocalAurora
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
@@ -31,14 +40,44 @@ def _options() -> dict[str, Any]:
 
 
 def _serve(options: dict[str, Any]) -> None:
+    # Imported here, so that an interrupt or a missing package during the import is reported
+    # without a traceback.
     from langgraph_aurora_store.errors import AuroraStoreError
 
     try:
-        from langgraph_aurora_store.local.shell import serve  # which may lack its packages
+        from langgraph_aurora_store.local.aurora import LocalAurora
 
-        serve(**options)
+        _run_until_stopped(LocalAurora(**options, export=False))
     except AuroraStoreError as error:
         sys.exit(f"error: {error}")
+
+
+def _run_until_stopped(cluster: LocalAurora) -> None:
+    # A shell starts background commands with SIGINT ignored, and Python then leaves it ignored.
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
+    with suppress(KeyboardInterrupt), cluster:
+        for line in exports(cluster):
+            print(line, flush=True)  # noqa: T201 - the command's output
+        while True:
+            signal.pause()
+
+
+def exports(cluster: LocalAurora) -> Iterator[str]:
+    """Lines for a POSIX shell that lead its programs to the cluster."""
+    environment = cluster.environment
+    for name, value in environment.items():
+        yield f"export {name}={shlex.quote(value)}"
+    if "AWS_SESSION_TOKEN" not in environment:
+        yield "unset AWS_SESSION_TOKEN"  # one left over would belong to other keys
+    yield (
+        f"# {cluster.identifier} is up at {cluster.endpoint}:{cluster.port} until Ctrl-C: "
+        "paste these lines into another shell, then AuroraStore.from_cluster() finds it"
+    )
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""LocalAurora: the parts put together."""
+"""LocalAurora: a server, the proxy in front of it and the RDS API, put together."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import string
 import time
@@ -15,8 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local import aws_session, rds_api, roles
-from langgraph_aurora_store.local.auth import Admission, Keys, TokenScope
+from langgraph_aurora_store.local import rds_api, roles
+from langgraph_aurora_store.local.auth import Admission, Keys, TokenScope, random_text
 from langgraph_aurora_store.local.authority import Authority
 from langgraph_aurora_store.local.cleanup import exported, kept_directory
 from langgraph_aurora_store.local.proxy import Proxy
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 class LocalAurora:
     """A cluster for development and tests: no AWS account, no Docker, up in about a second.
 
-    A real PostgreSQL with pgvector runs in a temporary directory, and a gate on a loopback port
+    A real PostgreSQL with pgvector runs in a temporary directory, and a proxy on a loopback port
     stands in front of it. What it imitates, after the Amazon Aurora user guide and PostgreSQL's
     manual; it was never compared with a running cluster:
 
-    - The gate refuses a client without TLS in PostgreSQL's own words, and presents the certificate
+    - The proxy refuses a client without TLS in PostgreSQL's own words, and presents the certificate
       of a throw-away authority (``sslrootcert``), so that ``sslmode=verify-full`` is meant.
     - A member of ``rds_iam`` is asked for a clear-text password and must answer with a token whose
       signature, keys, host, port, user, region and age (15 minutes) are right. Otherwise ``PAM
@@ -103,22 +104,18 @@ class LocalAurora:
         self.endpoint = endpoint
         self.reader_endpoint = reader_endpoint or endpoint
         self.version = version
-        self.resource_id = (
-            f"cluster-{aws_session.letters(string.ascii_uppercase + string.digits, 26)}"
-        )
+        self.resource_id = f"cluster-{random_text(string.ascii_uppercase + string.digits, 26)}"
         self.arn = f"arn:aws:rds:{region}:{rds_api.ACCOUNT}:cluster:{identifier}"
         self._requested_port = within("port", port, 0, 65_535)
         self._clock = clock
         self._export = export
-        self._keys = (
-            aws_session.of_session(keys_of) if keys_of else aws_session.made_up(session_token)
-        )
+        self._keys = Keys.of_session(keys_of) if keys_of else Keys.made_up(session_token)
         self._owner: int | None = None
         self._parts: Parts | None = None
         self._stack = ExitStack()
 
     def __repr__(self) -> str:
-        where = f"{self.endpoint}:{self._parts.gate.port}" if self._parts else "not running"
+        where = f"{self.endpoint}:{self._parts.proxy.port}" if self._parts else "not running"
         return f"<LocalAurora {self.identifier!r} {where}>"
 
     def __enter__(self) -> Self:
@@ -141,6 +138,7 @@ class LocalAurora:
         with ExitStack() as stack:
             self._start(stack)
             self._stack = stack.pop_all()
+        atexit.register(self.close)  # for a program that ends without closing it
 
     def _start(self, stack: ExitStack) -> None:
         parts = assemble(
@@ -165,6 +163,7 @@ class LocalAurora:
     def close(self) -> None:
         """Stop everything and remove every trace; does nothing the second time."""
         if self._owner == os.getpid():
+            atexit.unregister(self.close)
             self._stack.close()
 
     @property
@@ -175,8 +174,8 @@ class LocalAurora:
 
     @property
     def port(self) -> int:
-        """The gate's TCP port."""
-        return self._up.gate.port
+        """The proxy's TCP port."""
+        return self._up.proxy.port
 
     @property
     def sslrootcert(self) -> str:
@@ -185,16 +184,16 @@ class LocalAurora:
 
     @property
     def admin_dsn(self) -> str:
-        """Connection string of the superuser to ``database``, past the gate."""
+        """Connection string of the superuser to ``database``, past the proxy."""
         return self.admin_dsn_for(self.database)
 
     def admin_dsn_for(self, database: str) -> str:
-        """Connection string of the superuser to any database, past the gate."""
+        """Connection string of the superuser to any database, past the proxy."""
         return self._up.server.dsn(database)
 
     @cached_property
     def session(self) -> boto3.Session:
-        """A session with the keys that the gate accepts, whose ``rds`` clients ask this cluster.
+        """A session with the keys that the proxy accepts, whose ``rds`` clients ask this cluster.
 
         It reads neither profiles nor files of the user's.
         """
@@ -231,8 +230,8 @@ class LocalAurora:
 
     @property
     def open_connections(self) -> int:
-        """How many authenticated clients are connected through the gate now."""
-        return self._up.gate.open_links
+        """How many authenticated clients are connected through the proxy now."""
+        return self._up.proxy.open_connections
 
     @property
     def refusals(self) -> Counter[str]:
@@ -252,11 +251,11 @@ class LocalAurora:
         return tuple(self._up.admission.tokens)
 
     def cut_connections(self) -> int:
-        """Reset every connection through the gate (TCP RST) and return how many there were.
+        """Reset every connection through the proxy (TCP RST) and return how many there were.
 
         A server process notices when it next reads or writes, as behind a real network.
         """
-        return self._up.gate.cut()
+        return self._up.proxy.cut()
 
     def refuse_next(self, count: int = 1) -> None:
         """Refuse the next ``count`` good tokens as if they were bad, as RDS does at times."""
@@ -269,16 +268,16 @@ class LocalAurora:
         to resume (Aurora user guide); this one cuts who is connected, and clients wait after TLS.
         """
         self._up.admission.pause(resume_s)
-        self._up.gate.cut()
+        self._up.proxy.cut()
 
     @property
     def delay_s(self) -> float:
         """Seconds added to each round trip between client and server, opening included."""
-        return self._up.gate.dials.read()[0]
+        return self._up.proxy.controls.read()[0]
 
     @delay_s.setter
     def delay_s(self, seconds: float) -> None:
-        self._up.gate.dials.turn(seconds, stalled=self.stalled)
+        self._up.proxy.controls.turn(seconds, stalled=self.stalled)
 
     @property
     def stalled(self) -> bool:
@@ -286,15 +285,15 @@ class LocalAurora:
 
         The kernel still acknowledges what is sent, so ``tcp_user_timeout`` does not notice.
         """
-        return self._up.gate.dials.read()[1]
+        return self._up.proxy.controls.read()[1]
 
     @stalled.setter
     def stalled(self, stalled: bool) -> None:
-        self._up.gate.dials.turn(self.delay_s, stalled=stalled)
+        self._up.proxy.controls.turn(self.delay_s, stalled=stalled)
 
     @property
     def iam_enabled(self) -> bool:
-        """Whether IAM database authentication is on: for the gate and in DescribeDBClusters."""
+        """Whether IAM database authentication is on: for the proxy and in DescribeDBClusters."""
         return self._up.admission.policy.iam_enabled
 
     @iam_enabled.setter
@@ -319,7 +318,7 @@ class LocalAurora:
 
         Connections, counts, roles and databases stay.
         """
-        self._up.gate.dials.turn(0.0, stalled=False)
+        self._up.proxy.controls.turn(0.0, stalled=False)
         self._up.admission.reset()
         self.describe_denied = False
         self.present()
@@ -368,16 +367,16 @@ class Parts:
     """What a running local cluster consists of."""
 
     server: Server
-    gate: Proxy
+    proxy: Proxy
     admission: Admission
     authority: Authority
     root: Path
     api: rds_api.ApiServer
 
     def present(self, hosts: Sequence[str], *, trusted: bool = True, expired: bool = False) -> None:
-        """Have the gate present a new certificate for these hosts."""
+        """Have the proxy present a new certificate for these hosts."""
         authority = self.authority if trusted else Authority.create("Another root")
-        self.gate.present(authority.issue(dict.fromkeys(hosts), expired=expired))
+        self.proxy.present(authority.issue(dict.fromkeys(hosts), expired=expired))
 
 
 def assemble(
@@ -396,9 +395,9 @@ def assemble(
     server = Server(directory, version=version)
     with server.initializing():
         # All this is done before initdb is.
-        gate = stack.enter_context(Proxy(directory, port=port))
+        proxy = stack.enter_context(Proxy(directory, port=port))
         admission = Admission(
-            door=TokenScope(frozenset(map(str.lower, hosts)), gate.port, region),
+            scope=TokenScope(frozenset(map(str.lower, hosts)), proxy.port, region),
             keys=keys,
             clock=clock,
             has_rds_iam=lambda name: roles.has_rds_iam(server, name),
@@ -407,10 +406,10 @@ def assemble(
         authority = Authority.create("Local Aurora root")
         root = directory / "root.pem"
         root.write_bytes(authority.pem())
-        parts = Parts(server, gate, admission, authority, root, rds_api.ApiServer(describe))
+        parts = Parts(server, proxy, admission, authority, root, rds_api.ApiServer(describe))
         parts.present(hosts)
         stack.enter_context(parts.api.running())
-        stack.enter_context(gate.running(server.socket, admission.answer))
+        stack.enter_context(proxy.running(server.socket, admission.answer))
         stack.callback(admission.close)
     stack.enter_context(server.running())
     roles.furnish(server)

@@ -1,23 +1,30 @@
-"""Who may enter: the gate's decisions and what it counts, without any I/O of its own."""
+"""Who may enter: the proxy's decisions and what it counts, without any I/O of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
+import string
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 from urllib.parse import parse_qsl, quote, urlsplit
+
+from langgraph_aurora_store.errors import CredentialsError
+
+if TYPE_CHECKING:
+    import boto3
 
 NOT_AUTHORIZED = "28000"  # invalid_authorization_specification
 
 
 class Answer(TypedDict, total=False):
-    """What the relay is to do with a client."""
+    """What the proxy process is to do with a client."""
 
     go: Literal["ask", "in", "refuse"]
     code: str
@@ -37,23 +44,23 @@ class Admission:
     """Decides on each client and keeps count; thread-safe.
 
     Args:
-        door: what a token must have been signed for.
+        scope: what a token must have been signed for.
         keys: whose signatures are good.
         clock: seconds since the epoch, for the age of tokens only.
         has_rds_iam: whether a role is a member of ``rds_iam``.
-        reserved: the role that RDS lets nobody use.
+        reserved: the role that RDS keeps to itself.
     """
 
     def __init__(
         self,
         *,
-        door: TokenScope,
+        scope: TokenScope,
         keys: Keys,
         clock: Callable[[], float],
         has_rds_iam: Callable[[str], bool],
         reserved: str,
     ) -> None:
-        self.door = door
+        self.scope = scope
         self.keys = keys
         self.policy = Policy()
         self.accepted = 0
@@ -67,7 +74,7 @@ class Admission:
         self._closed = False
 
     def answer(self, question: Mapping[str, object]) -> Answer:
-        """Answer one question of the relay."""
+        """Answer one question of the proxy process."""
         match question:
             case {"ask": "enter", "user": str(user), "encrypted": bool(encrypted), **rest}:
                 where = f'user "{user}", database "{rest.get("database")}"'
@@ -80,7 +87,7 @@ class Admission:
                 return Answer(go="in")
             case {"ask": "refused", "code": str(code)}:
                 return self._refuse(code, "")
-        raise ValueError(f"the relay asked {question.get('ask')!r}")
+        raise ValueError(f"the proxy process asked {question.get('ask')!r}")
 
     def counted(self) -> Counter[str]:
         """The refusals so far; a copy."""
@@ -88,7 +95,7 @@ class Admission:
             return Counter(self.refusals)
 
     def reset(self) -> None:
-        """Go back to the policy of the start; nobody waits any longer."""
+        """Go back to the policy of the start and end every wait."""
         with self._changed:
             self.policy = Policy()
             self._awake_at = 0.0
@@ -108,7 +115,7 @@ class Admission:
 
     def _judge(self, user: str, token: str) -> Answer:
         reason = reason_to_refuse(
-            token, user=user, door=self.door, keys=self.keys, now=self._clock()
+            token, user=user, scope=self.scope, keys=self.keys, now=self._clock()
         )
         with self._changed:
             self.tokens.append(hashlib.sha256(token.encode()).hexdigest())
@@ -132,7 +139,7 @@ class Admission:
             self.policy.resume_s = resume_s
 
     def close(self) -> None:
-        """Let nobody wait any longer."""
+        """End every wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -166,6 +173,30 @@ class Keys:
     secret_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
 
+    @classmethod
+    def made_up(cls, session_token: str | None) -> Keys:
+        """Keys of the form that AWS gives; temporary ones with a session token."""
+        letters = random_text(string.ascii_uppercase + "234567", 16)
+        return cls(f"AKIA{letters}", secrets.token_urlsafe(30), session_token)
+
+    @classmethod
+    def of_session(cls, session: boto3.Session) -> Keys:
+        """The keys that a session has now.
+
+        Raises:
+            CredentialsError: it has none.
+        """
+        credentials = session.get_credentials()
+        now = credentials.get_frozen_credentials() if credentials else None
+        if now is None or now.access_key is None or now.secret_key is None:
+            raise CredentialsError("the session has no AWS credentials; leave keys_of out")
+        return cls(now.access_key, now.secret_key, now.token)
+
+
+def random_text(alphabet: str, length: int) -> str:
+    """So many random characters of an alphabet."""
+    return "".join(secrets.choice(alphabet) for _ in range(length))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenScope:
@@ -185,7 +216,7 @@ class Claims:
     query: Mapping[str, str] = field(repr=False)
 
     @property
-    def scope(self) -> list[str]:
+    def credential_scope(self) -> list[str]:
         """Access key, day, region, service and ``aws4_request``."""
         return self.query["X-Amz-Credential"].rsplit("/", 4)
 
@@ -202,7 +233,7 @@ class Claims:
 
 
 def reason_to_refuse(
-    token: str, *, user: str, door: TokenScope, keys: Keys, now: float
+    token: str, *, user: str, scope: TokenScope, keys: Keys, now: float
 ) -> str | None:
     """Name what is wrong with a token, or None when it lets ``user`` in at time ``now``.
 
@@ -213,8 +244,8 @@ def reason_to_refuse(
     if claims is None:
         return "garbage"
     return (
-        _wrong_target(claims, user, door)
-        or _wrong_signer(claims, door, keys)
+        _wrong_target(claims, user, scope)
+        or _wrong_signer(claims, scope, keys)
         or _wrong_age(claims, now)
     )
 
@@ -228,7 +259,7 @@ def _parse(token: str) -> Claims | None:
             query.keys() >= REQUIRED
             and query["X-Amz-Algorithm"] == ALGORITHM
             and parts.path == "/"
-            and len(claims.scope) == 5
+            and len(claims.credential_scope) == 5
             and claims.signed_at > 0
             and claims.lifetime_s > 0
         )
@@ -237,21 +268,21 @@ def _parse(token: str) -> Claims | None:
     return claims if well_formed else None
 
 
-def _wrong_target(claims: Claims, user: str, door: TokenScope) -> str | None:
+def _wrong_target(claims: Claims, user: str, scope: TokenScope) -> str | None:
     if claims.query["Action"] != "connect":
         return "wrong-action"
-    if claims.host not in door.hosts:
+    if claims.host not in scope.hosts:
         return "wrong-host"
-    if claims.port != door.port:
+    if claims.port != scope.port:
         return "wrong-port"
     return None if claims.query["DBUser"] == user else "wrong-user"
 
 
-def _wrong_signer(claims: Claims, door: TokenScope, keys: Keys) -> str | None:
-    access_key, _, region, service, _ = claims.scope
+def _wrong_signer(claims: Claims, scope: TokenScope, keys: Keys) -> str | None:
+    access_key, _, region, service, _ = claims.credential_scope
     if service != SERVICE:
         return "wrong-service"
-    if region != door.region:
+    if region != scope.region:
         return "wrong-region"
     if access_key != keys.access_key:
         return "wrong-access-key"
@@ -271,7 +302,7 @@ def _wrong_age(claims: Claims, now: float) -> str | None:
 
 def signature(claims: Claims, secret_key: str) -> str:
     """The hexadecimal signature these claims have under ``secret_key``."""
-    _, day, region, service, terminator = claims.scope
+    _, day, region, service, terminator = claims.credential_scope
     canonical = "\n".join(
         ("GET", "/", _canonical_query(claims), f"host:{_host_header(claims)}\n", "host", EMPTY_BODY)
     )

@@ -1,4 +1,4 @@
-"""A throw-away certificate authority: what the gate presents and what a client must trust."""
+"""A throw-away certificate authority: what the proxy presents and what a client must trust."""
 
 from __future__ import annotations
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
-import string
 from typing import Any
 
 import boto3
 import botocore.session
 from typing_extensions import override
 
-from langgraph_aurora_store.errors import CredentialsError
 from langgraph_aurora_store.local.auth import Keys
 
 # Where botocore looks for a setting: in the configuration file, in the environment, its default.
@@ -26,7 +23,7 @@ class LocalSession(boto3.Session):
     """A session with the keys of a local Aurora; reads no profile and no file of the user's.
 
     Args:
-        keys: the AWS keys that the gate verifies tokens with.
+        keys: the AWS keys that the proxy verifies tokens with.
         region: the session's region.
         rds_url: where its ``rds`` clients go unless told otherwise.
     """
@@ -48,30 +45,3 @@ class LocalSession(boto3.Session):
         if service_name == "rds" and len(args) < 5 and kwargs.get("endpoint_url") is None:
             kwargs["endpoint_url"] = self._rds_url
         return super().client(service_name, *args, **kwargs)  # type: ignore[call-overload]  # one overload per service
-
-
-def made_up(session_token: str | None) -> Keys:
-    """Keys of the form that AWS gives; temporary ones with a session token."""
-    return Keys(
-        access_key=f"AKIA{letters(string.ascii_uppercase + '234567', 16)}",
-        secret_key=secrets.token_urlsafe(30),
-        session_token=session_token,
-    )
-
-
-def of_session(session: boto3.Session) -> Keys:
-    """The keys that a session has now.
-
-    Raises:
-        CredentialsError: it has none.
-    """
-    credentials = session.get_credentials()
-    now = credentials.get_frozen_credentials() if credentials else None
-    if now is None or now.access_key is None or now.secret_key is None:
-        raise CredentialsError("the session has no AWS credentials; leave keys_of out")
-    return Keys(access_key=now.access_key, secret_key=now.secret_key, session_token=now.token)
-
-
-def letters(alphabet: str, length: int) -> str:
-    """So many random letters of an alphabet."""
-    return "".join(secrets.choice(alphabet) for _ in range(length))

@@ -1,4 +1,4 @@
-"""The owner's side of the gate: starts the relay's process, answers its questions, cuts links."""
+"""The owner's side of the proxy: starts its process, answers its questions, cuts connections."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeAlias
+from weakref import WeakSet
+
+from typing_extensions import override
 
 from langgraph_aurora_store.errors import AuroraStoreError, ConfigurationError
 from langgraph_aurora_store.local.proxy_process import LinkControls, Paths
@@ -22,8 +25,8 @@ Answerer: TypeAlias = Callable[[Mapping[str, object]], Mapping[str, object]]
 CUT_TIMEOUT_S = 5.0
 BACKLOG = 512
 
-# The relay imports three small modules; the package's own __init__ would import a database driver
-# into every link's process, so an empty package with the same path stands in for it.
+# The process imports two small modules; the package's own __init__ would import a database driver
+# into every connection's process, so an empty package with the same path stands in for it.
 LAUNCH = """\
 import sys, types
 package = types.ModuleType("langgraph_aurora_store")
@@ -35,7 +38,7 @@ main()
 
 
 class Proxy:
-    """A TLS gate on a loopback port in front of a server's Unix socket; a context manager.
+    """A TLS proxy on a loopback port in front of a server's Unix socket; a context manager.
 
     Args:
         directory: where its control socket and the certificate it presents live.
@@ -46,16 +49,16 @@ class Proxy:
         self._directory = directory
         self._listener = _listen(port)
         self.port: int = self._listener.getsockname()[1]
-        self._dials_path.write_bytes(bytes(LinkControls.LAYOUT.size))
-        self.dials = LinkControls(str(self._dials_path))
-        self._links = Connections()
+        self._controls_path.write_bytes(bytes(LinkControls.LAYOUT.size))
+        self.controls = LinkControls(str(self._controls_path))
+        self._connections = Connections()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._listener.close()
-        self.dials.close()
+        self.controls.close()
 
     @property
     def _certificate(self) -> Path:
@@ -66,71 +69,71 @@ class Proxy:
         return self._directory / "control"
 
     @property
-    def _dials_path(self) -> Path:
-        return self._directory / "dials"
+    def _controls_path(self) -> Path:
+        return self._directory / "controls"
 
     @property
-    def open_links(self) -> int:
-        """How many links of authenticated clients are open."""
-        return self._links.count()
+    def open_connections(self) -> int:
+        """How many connections of authenticated clients are open."""
+        return self._connections.count()
 
     def present(self, chain: bytes) -> None:
-        """Present this certificate and key to every link opened from now on."""
+        """Present this certificate and key to every connection opened from now on."""
         fresh = self._directory / "fresh.pem"
         fresh.touch(mode=0o600)
         fresh.write_bytes(chain)
         fresh.replace(self._certificate)
 
     def cut(self) -> int:
-        """Reset every link that is open; return how many, once they are gone."""
-        return self._links.cut()
+        """Reset every open connection; return how many, once they are gone."""
+        return self._connections.cut()
 
     @contextmanager
     def running(self, server: Path, answer: Answerer) -> Iterator[None]:
-        """Relay links for the block; a certificate must have been set.
+        """Forward connections for the block; a certificate must have been set.
 
         Args:
             server: path of the server's Unix socket.
-            answer: called from several threads with each question of the relay.
+            answer: called from several threads with each question of the proxy process.
         """
-        with DecisionServer(str(self._control), self._links, answer) as doorkeeper:
-            thread = threading.Thread(target=doorkeeper.serve_forever, args=(0.05,), daemon=True)
+        with DecisionServer(str(self._control), self._connections, answer) as decisions:
+            thread = threading.Thread(target=decisions.serve_forever, args=(0.05,), daemon=True)
             thread.start()
-            relay = self._start_relay(server)
+            process = self._start_process(server)
             try:
                 yield
             finally:
-                with relay:
-                    relay.communicate()  # closes its standard input, which ends it
-                doorkeeper.shutdown()
+                with process:
+                    process.communicate()  # closes its standard input, which ends it
+                decisions.shutdown()
                 thread.join()
 
-    def _start_relay(self, server: Path) -> subprocess.Popen[bytes]:
+    def _start_process(self, server: Path) -> subprocess.Popen[bytes]:
         paths = Paths(
             certificate=str(self._certificate),
             control=str(self._control),
-            dials=str(self._dials_path),
+            controls=str(self._controls_path),
             server=str(server),
         )
         descriptor = self._listener.fileno()
         package = str(Path(__file__).parent.parent)
         arguments = [package, str(descriptor), json.dumps(asdict(paths))]
-        relay = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
             [sys.executable, "-I", "-c", LAUNCH, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(descriptor,),
             start_new_session=True,
         )
-        self._listener.close()  # the relay's from here on
-        if relay.stdout is None or not relay.stdout.readline():
-            relay.wait()
-            raise AuroraStoreError("the local Aurora's gate did not start, see standard error")
-        return relay
+        self._listener.close()  # the process's from here on
+        if process.stdout is None or not process.stdout.readline():
+            process.wait()
+            raise AuroraStoreError("the local Aurora's proxy did not start, see standard error")
+        return process
 
 
 class Connections:
-    """The links of authenticated clients that are open now; thread-safe."""
+    """The connections of authenticated clients that are open now; thread-safe."""
 
     def __init__(self) -> None:
         self._open: set[socket.socket] = set()
@@ -143,7 +146,7 @@ class Connections:
 
     @contextmanager
     def holding(self, control: socket.socket) -> Iterator[None]:
-        """Count a link as open for the block."""
+        """Count a connection as open for the block."""
         with self._changed:
             self._open.add(control)
         try:
@@ -154,7 +157,7 @@ class Connections:
                 self._changed.notify_all()
 
     def cut(self) -> int:
-        """Ask every open link's process to reset it, and wait until they have."""
+        """Ask every open connection's process to reset it, and wait until they have."""
         with self._changed:
             doomed = set(self._open)
             for control in doomed:
@@ -165,15 +168,30 @@ class Connections:
 
 
 class DecisionServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Answers the processes of the links, one thread for each."""
+    """Answers the processes of the connections, one thread for each."""
 
-    daemon_threads = False
     request_queue_size = BACKLOG
 
-    def __init__(self, path: str, links: Connections, answer: Answerer) -> None:
+    def __init__(self, path: str, connections: Connections, answer: Answerer) -> None:
         super().__init__(path, _Conversation)
-        self.links = links
+        self.connections = connections
         self.answer = answer
+        self._threads_running: WeakSet[threading.Thread] = WeakSet()
+
+    @override
+    def process_request(self, request: object, client_address: object) -> None:
+        # ThreadingMixIn either joins its threads or makes them daemons. These are both: a program
+        # that never closes its cluster can exit, and a closed cluster leaves no thread.
+        arguments = (request, client_address)
+        thread = threading.Thread(target=self.process_request_thread, args=arguments, daemon=True)
+        self._threads_running.add(thread)
+        thread.start()
+
+    @override
+    def server_close(self) -> None:
+        super().server_close()
+        for thread in list(self._threads_running):
+            thread.join()
 
 
 class _Conversation(socketserver.StreamRequestHandler):
@@ -185,7 +203,7 @@ class _Conversation(socketserver.StreamRequestHandler):
                 question = json.loads(line)
                 answer = self.server.answer(question)
                 if question["ask"] == "admitted":
-                    stack.enter_context(self.server.links.holding(self.connection))
+                    stack.enter_context(self.server.connections.holding(self.connection))
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""The gate's own process: accepts links, opens them as RDS does and relays what follows.
+"""The proxy's own process: accepts links, opens them as RDS does and relays what follows.
 
 A process of its own, and one more for each link, so that relaying costs the interpreter that runs
 the tests or benchmarks nothing. It decides nothing: who may enter is asked over a Unix socket, see
@@ -39,7 +39,7 @@ class Paths:
 
     certificate: str
     control: str
-    dials: str
+    controls: str
     server: str
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the system
     contexts = Contexts(paths.certificate)
-    dials = LinkControls(paths.dials)
+    controls = LinkControls(paths.controls)
     gc.freeze()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -63,11 +63,13 @@ def main() -> None:
         if 0 in readable:
             break
         if readable:
-            accept(listener, contexts, paths, dials)
+            accept(listener, contexts, paths, controls)
     os.killpg(0, signal.SIGKILL)  # this process leads a group of its own links
 
 
-def accept(listener: socket.socket, contexts: Contexts, paths: Paths, dials: LinkControls) -> None:
+def accept(
+    listener: socket.socket, contexts: Contexts, paths: Paths, controls: LinkControls
+) -> None:
     """Take one link and leave it to a new process."""
     client, _ = listener.accept()
     with client:
@@ -78,7 +80,7 @@ def accept(listener: socket.socket, contexts: Contexts, paths: Paths, dials: Lin
         try:
             listener.close()
             os.close(0)
-            serve(client, context, paths, dials)
+            serve(client, context, paths, controls)
             status = 0
         except (OSError, ssl.SSLError):
             status = 0  # either side went away
@@ -112,25 +114,25 @@ class Contexts:
 
 
 def serve(
-    client: socket.socket, context: ssl.SSLContext, paths: Paths, dials: LinkControls
+    client: socket.socket, context: ssl.SSLContext, paths: Paths, controls: LinkControls
 ) -> None:
     """Open one link and relay it to its end."""
     client.settimeout(OPENING_TIMEOUT_S)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    dials.wait_one_round_trip()  # the TCP handshake's, which the kernel has already answered
-    link, packet = open_link(client, context, dials)
+    controls.wait_one_round_trip()  # the TCP handshake's, which the kernel has already answered
+    link, packet = open_link(client, context, controls)
     if wire.opening_code(packet) == wire.CANCEL_REQUEST:
         cancel(packet, paths.server)
         close_gently(link)
         return
     control = Control(paths.control)
-    if not admit(link, packet, control, dials):
+    if not admit(link, packet, control, controls):
         return
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(paths.server)
         server.sendall(packet)
-        if authenticate(link, server, control, dials):
-            relay(link, server, control, dials)
+        if authenticate(link, server, control, controls):
+            relay(link, server, control, controls)
 
 
 class Way:
@@ -184,7 +186,7 @@ class Way:
 
 
 def relay(
-    link: socket.socket, server: socket.socket, control: Control, dials: LinkControls
+    link: socket.socket, server: socket.socket, control: Control, controls: LinkControls
 ) -> None:
     """Relay both ways until one side ends or the owner cuts the link."""
     link.settimeout(0)
@@ -198,7 +200,7 @@ def relay(
             readable = wait(from_owner, up, down)
         else:
             readable, _, _ = select.select((from_owner, from_link, from_server), (), ())
-        delay_s, stalled = dials.read()
+        delay_s, stalled = controls.read()
         if from_owner in readable:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             return
@@ -293,30 +295,32 @@ class Control:
 
 
 def open_link(
-    client: socket.socket, context: ssl.SSLContext, dials: LinkControls
+    client: socket.socket, context: ssl.SSLContext, controls: LinkControls
 ) -> tuple[socket.socket, bytes]:
     """Answer requests for encryption; return the link and the first message that is none."""
     link = client
     if client.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
-        link = encrypt(client, context, dials)  # sslnegotiation=direct
+        link = encrypt(client, context, controls)  # sslnegotiation=direct
     while True:
         packet = read_opening(link)
         match wire.opening_code(packet):
             case wire.SSL_REQUEST if link is client:
-                dials.wait_one_round_trip()
+                controls.wait_one_round_trip()
                 link.sendall(b"S")
-                link = encrypt(client, context, dials)
+                link = encrypt(client, context, controls)
             case wire.GSS_REQUEST | wire.SSL_REQUEST:
-                dials.wait_one_round_trip()
+                controls.wait_one_round_trip()
                 link.sendall(b"N")
             case _:
                 return link, packet
 
 
-def encrypt(client: socket.socket, context: ssl.SSLContext, dials: LinkControls) -> ssl.SSLSocket:
+def encrypt(
+    client: socket.socket, context: ssl.SSLContext, controls: LinkControls
+) -> ssl.SSLSocket:
     """Take the server's part of a TLS handshake."""
     link = context.wrap_socket(client, server_side=True)
-    dials.wait_one_round_trip()
+    controls.wait_one_round_trip()
     return link
 
 
@@ -357,7 +361,7 @@ def cancel(packet: bytes, path: str) -> None:
         server.recv(1)
 
 
-def admit(link: socket.socket, packet: bytes, control: Control, dials: LinkControls) -> bool:
+def admit(link: socket.socket, packet: bytes, control: Control, controls: LinkControls) -> bool:
     """Ask for a password where the owner wants one; tell the client if it is refused."""
     names = wire.startup_parameters(packet)
     user = names.get("user", "")
@@ -368,14 +372,14 @@ def admit(link: socket.socket, packet: bytes, control: Control, dials: LinkContr
         peer=str(link.getpeername()[0]),
         encrypted=isinstance(link, ssl.SSLSocket),
     )
-    dials.wait_one_round_trip()
+    controls.wait_one_round_trip()
     if answer["go"] == "ask":
         link.sendall(wire.ASK_FOR_PASSWORD)
         message = read_message(link)
         if message[:1] != b"p":
             raise ConnectionError("expected a password")
         answer = control.ask("token", user=user, token=wire.password_of(message[5:]))
-        dials.wait_one_round_trip()
+        controls.wait_one_round_trip()
     if answer["go"] == "refuse":
         link.sendall(wire.error(answer["code"], answer["text"]))
         close_gently(link)
@@ -383,7 +387,7 @@ def admit(link: socket.socket, packet: bytes, control: Control, dials: LinkContr
 
 
 def authenticate(
-    link: socket.socket, server: socket.socket, control: Control, dials: LinkControls
+    link: socket.socket, server: socket.socket, control: Control, controls: LinkControls
 ) -> bool:
     """Pass the server's own authentication through; whether the client was let in."""
     while True:
@@ -401,7 +405,7 @@ def authenticate(
         link.sendall(message)
         if method in wire.AUTHENTICATION_EXPECTING_REPLY:
             server.sendall(read_message(link))
-            dials.wait_one_round_trip()
+            controls.wait_one_round_trip()
 
 
 def close_gently(link: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """The one call of the RDS API that finding a cluster needs: DescribeDBClusters over HTTP.
 
 The shape is that of the query protocol, API version 2014-10-31 (RDS API reference,
-"DescribeDBClusters", "DBCluster"). Signatures are not checked here; the gate checks tokens.
+"DescribeDBClusters", "DBCluster"). Signatures are not checked here; the proxy checks tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clean up after a local Aurora however its owner ended: run as a script, imports nothing of ours.
+"""Clean up after a local Aurora however its owner ended: run as a script, standard library only.
 
 Standard input is a pipe that only the owner holds: its end means that the owner has closed the
 cluster or has died, even by SIGKILL. Then PostgreSQL is stopped and the directory removed.

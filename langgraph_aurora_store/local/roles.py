@@ -70,5 +70,5 @@ def create_both(server: Server, *, user: str, database: str) -> None:
 
 
 def drop_database(server: Server, name: str) -> None:
-    """Drop a database, and whoever is connected to it."""
+    """Drop a database, and end its connections."""
     server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -33,7 +33,7 @@ SYSTEM_USERS = ("pgserver", "postgres", "nobody")
 FOLDERS: Mapping[int, str] = {16: "pginstall", 18: "pginstall18"}
 
 # The order of RDS: members of rds_iam are never asked for a password of the database ("rds_iam
-# takes precedence over password authentication", Aurora user guide); the gate has asked them for
+# takes precedence over password authentication", Aurora user guide); the proxy has asked them for
 # a token before they come here. Everybody else is up to the server.
 PG_HBA = f"""\
 local all {ADMIN} trust
@@ -74,7 +74,7 @@ class Server:
         return self.directory / f".s.PGSQL.{PORT}"
 
     def dsn(self, database: str, *, user: str = ADMIN) -> str:
-        """Connection string over the Unix socket, past the gate."""
+        """Connection string over the Unix socket, past the proxy."""
         return psycopg.conninfo.make_conninfo(
             host=str(self.directory), port=PORT, user=user, dbname=database
         )
@@ -107,7 +107,7 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the server for the block; whoever ends the block has it stopped by the reaper."""
+        """Run the server for the block; if this process is killed, the reaper stops it."""
         with self.log.open("wb") as log:
             process = self._popen("postgres", "-D", str(self.data), output=log.fileno())
         try:
@@ -195,7 +195,7 @@ def _reachable_binaries(
     binaries = find_binaries(version)
     if account is None or _is_traversable(binaries):
         return binaries
-    # A virtual environment below /root: copied, for opening /root to everybody is not ours to do.
+    # A virtual environment below /root is copied: other accounts must not be let into /root.
     package = binaries.parent.parent
     home = directory / "install" / package.name
     shutil.copytree(binaries.parent, home / binaries.parent.name, symlinks=True)

@@ -1,4 +1,4 @@
-"""The few messages of PostgreSQL's protocol that a gate must speak; pure, standard library only.
+"""The few messages of PostgreSQL's protocol that a proxy must speak; pure, standard library only.
 
 See "Message Formats" in PostgreSQL's manual.
 """

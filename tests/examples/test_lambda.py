@@ -69,7 +69,7 @@ class World:
 
     @property
     def admin(self) -> psycopg.Connection[Any]:
-        """As the superuser, past the gate."""
+        """As the superuser, past the proxy."""
         return psycopg.connect(self.cluster.admin_dsn_for(DATABASE), autocommit=True)
 
     def preferences(self, user_id: str) -> list[dict[str, str]]:

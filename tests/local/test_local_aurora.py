@@ -78,7 +78,7 @@ def make_token(cluster: LocalAurora, **changes: str | None) -> str:
 
 
 def connect(cluster: LocalAurora, **parameters: object) -> psycopg.Connection:
-    """Connect through the gate, by default with a good token and full verification."""
+    """Connect through the proxy, by default with a good token and full verification."""
     parameters.setdefault("user", cluster.user)
     if "password" not in parameters:
         parameters["password"] = make_token(cluster)
@@ -152,13 +152,13 @@ def test_what_is_no_token_is_refused(database: Database, token):
 def test_a_token_with_any_one_character_changed_is_refused():
     """The signature covers all of the token; tried on the verdict itself, without connecting."""
     keys = Keys("AKIAIOSFODNN7EXAMPLE", "secret", "session/token+with=signs")
-    door = TokenScope(frozenset({"localhost"}), 5432, "us-east-1")
+    scope = TokenScope(frozenset({"localhost"}), 5432, "us-east-1")
     session = boto3.Session(keys.access_key, keys.secret_key, keys.session_token, "us-east-1")
     token = session.client("rds").generate_db_auth_token("localhost", 5432, "a b&c")
     now = datetime.datetime.now(datetime.UTC).timestamp()
 
     def judge(candidate: str) -> str | None:
-        return reason_to_refuse(candidate, user="a b&c", door=door, keys=keys, now=now)
+        return reason_to_refuse(candidate, user="a b&c", scope=scope, keys=keys, now=now)
 
     assert judge(token) is None
     let_in = [
@@ -250,7 +250,7 @@ def test_rds_iam_may_be_inherited_from_another_role(database: Database):
 
 
 def test_an_unknown_role_is_an_authentication_failure(database: Database):
-    """Whether a role exists is not to be learned from the gate."""
+    """Whether a role exists is not to be learned from the proxy."""
     cluster = database.cluster
     words = 'password authentication failed for user "nobody"'
     token = make_token(cluster, user="nobody")
@@ -258,7 +258,7 @@ def test_an_unknown_role_is_an_authentication_failure(database: Database):
 
 
 def test_nobody_enters_as_the_superuser(database: Database):
-    """RDS keeps rdsadmin to itself; here it would need no password behind the gate."""
+    """RDS keeps rdsadmin to itself; here it would need no password behind the proxy."""
     words = 'pg_hba.conf rejects connection for host "127.0.0.1", user "rdsadmin"'
     assert_refused(database.cluster, words, "reserved-user", user="rdsadmin")
 
@@ -423,7 +423,7 @@ def test_a_statement_can_be_cancelled_through_the_gate(database: Database):
 
 
 def test_much_data_both_ways_at_once_does_not_block(database: Database):
-    """A pipeline that sends before it reads fills both directions of the relay."""
+    """A pipeline that sends before it reads fills both directions of the proxy process."""
     text = "x" * 1_000_000
     with connect(database.cluster) as connection, connection.pipeline():
         cursors = [connection.execute("SELECT %s || %s", [text, str(n)]) for n in range(30)]

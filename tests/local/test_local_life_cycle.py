@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,51 @@ CLIENT = """if True:
                          dbname=os.environ["AURORA_DATABASE"], sslmode="verify-full") as conn:
         print(*conn.execute("SELECT current_user, current_database()").fetchone(), sep="|")
 """
+# Programs that start a cluster and end without closing it.
+UNCLOSED = """if True:
+    import asyncio, os, signal, sys
+    from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+    from langgraph_aurora_store.local import LocalAurora
+    cluster = LocalAurora()
+    cluster.start()
+    print(cluster.sslrootcert, cluster.port, sep="\\n", flush=True)
+
+    def find():
+        return dict(cluster=cluster.identifier, user=cluster.user, database=cluster.database,
+                    session=cluster.session, sslrootcert=cluster.sslrootcert)
+"""
+UNCLOSED_ENDS = {
+    "no connection": "",
+    "an open connection": """
+    with_open = AuroraStore.from_cluster(**find()).__enter__()
+    with_open.setup()
+    with_open.put(("a",), "k", {"text": "x"})
+""",
+    "an open asyncio store": """
+    async def main():
+        store = AsyncAuroraStore.from_cluster(**find())
+        await store.__aenter__()
+        await store.setup()
+        await store.aput(("a",), "k", {"text": "x"})
+        return store
+    loop = asyncio.new_event_loop()
+    store = loop.run_until_complete(main())
+""",
+    "an exception": """
+    import psycopg
+    token = cluster.session.client("rds").generate_db_auth_token(
+        cluster.endpoint, cluster.port, cluster.user)
+    connection = psycopg.connect(
+        host=cluster.endpoint, port=cluster.port, user=cluster.user, password=token,
+        dbname=cluster.database, sslmode="verify-full", sslrootcert=cluster.sslrootcert)
+    sys.exit(3)
+""",
+    "SIGTERM": """
+    store = AuroraStore.from_cluster(**find()).__enter__()
+    store.setup()
+    os.kill(os.getpid(), signal.SIGTERM)
+""",
+}
 # With the interrupt as a shell would hand it on, and the arguments that follow.
 STARTED = """if True:
     import os, signal, sys
@@ -83,7 +129,7 @@ def read_exports(process: subprocess.Popen[str]) -> list[str]:
 
 @pytest.mark.parametrize("fork", ["pass", FORK], ids=["alone", "with a forked child"])
 def test_nothing_is_left_when_the_owner_is_killed(fork):
-    """SIGKILL: server and gate end, the directory goes; a child that was forked changes nothing."""
+    """SIGKILL: server and proxy end, the directory goes; a forked child changes nothing."""
     with running("-c", OWNER.format(first=fork)) as owner:
         port, sslrootcert, admin_dsn = (owner.stdout.readline().strip() for _ in range(3))
         assert Path(sslrootcert).exists()
@@ -96,6 +142,35 @@ def test_nothing_is_left_when_the_owner_is_killed(fork):
         assert not Path(sslrootcert).parent.exists()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", int(port)))
+
+
+@pytest.mark.parametrize("end", UNCLOSED_ENDS)
+def test_a_program_that_never_closes_its_cluster_ends_and_leaves_nothing(end):
+    """By itself, whoever is still connected; neither server, proxy nor directory stay."""
+    with running("-c", UNCLOSED + UNCLOSED_ENDS[end]) as owner:
+        root, port = Path(owner.stdout.readline().strip()), owner.stdout.readline().strip()
+        assert root.exists()
+        began = time.monotonic()
+        errors = owner.stderr.read()  # until the last process that holds it has ended
+        assert time.monotonic() - began < 15
+        expected = {"SIGTERM": -signal.SIGTERM, "an exception": 3}.get(end, 0)
+        assert owner.wait(5) == expected
+        if end != "an open asyncio store":  # of whose pending tasks asyncio itself writes
+            assert errors == ""
+    assert not root.parent.exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)))
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(root.parent) not in listed.stdout
+
+
+def test_importing_the_class_imports_no_sdk():
+    """boto3 takes longer to import than the rest together; ``session`` imports it when used."""
+    script = "from langgraph_aurora_store.local import LocalAurora; import sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    modules = found.stdout.split()
+    assert "langgraph_aurora_store.local.aurora" in modules
+    assert not {"boto3", "botocore"} & set(modules)
 
 
 def test_a_forked_child_closes_nothing():

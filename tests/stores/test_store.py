@@ -175,7 +175,7 @@ def test_async_store_serves_one_event_loop_after_another(database: Database) -> 
     for _ in range(100):
         if database.cluster.open_connections == before:
             return
-        time.sleep(0.02)  # the gate hears of a closed socket on its own thread
+        time.sleep(0.02)  # the proxy hears of a closed socket on its own thread
     assert database.cluster.open_connections == before
 
 

@@ -16,10 +16,10 @@ class Database:
 
     @property
     def admin_dsn(self) -> str:
-        """As the superuser, past the gate: for looking at what is there."""
+        """As the superuser, past the proxy: for looking at what is there."""
         return self.cluster.admin_dsn_for(self.name)
 
     @property
     def owner_dsn(self) -> str:
-        """As the application's role, past the gate: for tests that are not about connecting."""
+        """As the application's role, past the proxy: for tests that are not about connecting."""
         return psycopg.conninfo.make_conninfo(self.admin_dsn, user=self.cluster.user)

@@ -65,6 +65,6 @@ def load(file: Path) -> ModuleType:
 
 
 def memories(database: Database) -> list[dict[str, object]]:
-    """Every row of the store, seen past the gate by the superuser."""
+    """Every row of the store, seen past the proxy by the superuser."""
     with psycopg.connect(database.admin_dsn, row_factory=dict_row) as conn:
         return conn.execute("SELECT prefix, key, value FROM store ORDER BY prefix, key").fetchall()

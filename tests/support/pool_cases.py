@@ -183,7 +183,7 @@ def connect(cluster: LocalAurora, name: str | None = None, **given: Any) -> Conn
 
 
 def by_address(cluster: LocalAurora, **given: Any) -> ConnectionFactory:
-    """By the address of the gate, as with a custom domain."""
+    """By the address of the proxy, as with a custom domain."""
     defaults = {"endpoint": "localhost", "port": cluster.port, "region": cluster.region}
     return connect(cluster, "127.0.0.1", **{"database": cluster.database, **defaults, **given})
 

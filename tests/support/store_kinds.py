@@ -103,7 +103,7 @@ PIPELINE_KINDS = ("blocking-pipeline", "asyncio-pipeline")
 
 
 def owner_dsn(aurora: LocalAurora, database: str) -> str:
-    """As the application's role, past the gate."""
+    """As the application's role, past the proxy."""
     return make_conninfo(aurora.admin_dsn_for(database), user=aurora.user)
 
 
@@ -122,7 +122,7 @@ def set_up(aurora: LocalAurora, database: str, **settings: Any) -> Iterator[psyc
 async def opened(
     kind: str, aurora: LocalAurora, database: str, **settings: Any
 ) -> AsyncIterator[Twin]:
-    """A store of one of the kinds; of ``CLUSTER_KINDS``, from the name and through the gate."""
+    """A store of one of the kinds; of ``CLUSTER_KINDS``, from the name and through the proxy."""
     flavour, _, way = kind.partition("-")
     cls: Any = AuroraStore if flavour == "blocking" else AsyncAuroraStore
     if way == "cluster":
