@@ -349,4 +349,4 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         return await self._executor.run(flow, self.connection)
 
     async def _complete_part(self, part: Prepared, connect: AsyncConnect) -> list[Result]:
-        return await self._executor.run(self._operations.finish(part), connect)
+        return await self._executor.run(self._operations.complete(part), connect)

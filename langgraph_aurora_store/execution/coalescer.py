@@ -174,15 +174,15 @@ class OperationCoalescer:
             ):
                 await self._complete_part(part, group, connect)
         except psycopg.OperationalError as exc:  # no lock or no slot in time
-            self._fail_or_split([group[place] for place in part.places], exc)
+            self._fail_or_split([group[position] for position in part.positions], exc)
 
     async def _complete_part(self, part: Prepared, group: _Group, connect: AsyncConnect) -> None:
         # Drop what was abandoned, or it could overwrite a newer write.
-        if gone := {place for place in part.places if group[place].future.done()}:
-            part, again = part.without(gone)
+        if gone := {position for position in part.positions if group[position].future.done()}:
+            part, again = part.drop(gone)
             if again:
-                self._start([group[place] for place in again])
-        remaining = [group[place] for place in part.places]
+                self._start([group[position] for position in again])
+        remaining = [group[position] for position in part.positions]
         if not remaining:
             return
         try:

@@ -32,7 +32,7 @@ from langgraph_aurora_store.errors import (
     SchemaMissingError,
 )
 from langgraph_aurora_store.execution.pgvector_types import TypeRegistry
-from langgraph_aurora_store.sql.batch import Prepared, apart, converse, finish, prepare, validate
+from langgraph_aurora_store.sql.batch import Prepared, complete, prepare, run, split, validate
 from langgraph_aurora_store.sql.flow import Embed, Flow, Label
 from langgraph_aurora_store.sql.json_values import brief
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
@@ -96,7 +96,7 @@ class Operations:
         self.index_config = None if index is None else index.copy()
         self._schema = schema
         self.deserializer = deserializer
-        self._layout: StoreTables | None = None
+        self._tables: StoreTables | None = None
         self._ready: StoreTables | None = None
         self._location = ""
         self.pgvector = TypeRegistry()
@@ -128,7 +128,7 @@ class Operations:
     def batch(self, ops: Iterable[Op]) -> Flow[list[Result]]:
         """The results of a batch of operations, in order; all of its writes or none."""
         known = [self._with_defaults(op) for op in ops]
-        return (yield from self._on_tables(lambda layout: converse(known, layout, self._sizes)))
+        return (yield from self._on_tables(lambda tables: run(known, tables, self._sizes)))
 
     def prepare(self, ops: Iterable[Op], *, at_most: int) -> Flow[list[Prepared]]:
         """Embed for operations that need not take effect together; parts to `finish`.
@@ -136,25 +136,25 @@ class Operations:
         There are ``at_most`` that many parts, which may be finished side by side.
         """
         known = [self._with_defaults(op) for op in ops]
-        prepared = yield from self._on_tables(lambda layout: prepare(known, layout))
-        return apart(prepared, at_most)
+        prepared = yield from self._on_tables(lambda tables: prepare(known, tables))
+        return split(prepared, at_most)
 
     def check(self, op: Op) -> None:
         """Raise what is invalid in an operation by itself, once the tables are known."""
-        if layout := self._ready:
-            validate(self._with_defaults(op), layout)
+        if tables := self._ready:
+            validate(self._with_defaults(op), tables)
 
-    def finish(self, part: Prepared) -> Flow[list[Result]]:
+    def complete(self, part: Prepared) -> Flow[list[Result]]:
         """The results of a part, in the order of its operations."""
-        return (yield from self._on_tables(lambda layout: finish(part, layout, self._sizes)))
+        return (yield from self._on_tables(lambda tables: complete(part, tables, self._sizes)))
 
     def setup(self) -> Flow[None]:
         """Bring the database to what this store needs."""
         from langgraph_aurora_store.sql.schema.setup import setup
 
         self.forget()
-        layout = yield from self.layout()
-        self._adopt(layout, (yield from setup(layout)))
+        tables = yield from self.tables()
+        self._adopt(tables, (yield from setup(tables)))
 
     def count(
         self, namespace_prefix: tuple[str, ...], filter_: Mapping[str, object] | None
@@ -162,13 +162,13 @@ class Operations:
         """The number of items in a namespace and below it."""
         return (
             yield from self._on_tables(
-                lambda layout: count_under(namespace_prefix, layout, filter_)
+                lambda tables: count_under(namespace_prefix, tables, filter_)
             )
         )
 
     def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> Flow[int]:
         """Delete a namespace and what is below it; the number of items deleted."""
-        return (yield from self._on_tables(lambda layout: delete_under(namespace_prefix, layout)))
+        return (yield from self._on_tables(lambda tables: delete_under(namespace_prefix, tables)))
 
     def sweep(self) -> Flow[int]:
         """Delete expired items; the number of items deleted."""
@@ -190,11 +190,11 @@ class Operations:
         """The SQL of `setup`, as a script for an administrator."""
         from langgraph_aurora_store.sql.schema.ddl import ddl
 
-        if self._layout is None:
+        if self._tables is None:
             raise ConfigurationError(
                 "the embedding model's dimensions are unknown; pass index={'dims': ...}"
             )
-        return ddl(self._layout, role=role, concurrently=concurrently)
+        return ddl(self._tables, role=role, concurrently=concurrently)
 
     def ready(self) -> Flow[StoreTables]:
         """The tables, once the database was seen to hold them."""
@@ -202,18 +202,18 @@ class Operations:
 
         if ready := self._ready:  # read once: another thread may call forget()
             return ready
-        layout = yield from self.layout()
-        return self._adopt(layout, (yield from inspect(layout)))
+        tables = yield from self.tables()
+        return self._adopt(tables, (yield from inspect(tables)))
 
     def forget(self) -> None:
         """Inspect the database again at the next use: it may have changed, or be another."""
         self._ready = None
         self.pgvector.forget()
 
-    def _adopt(self, layout: StoreTables, found: DatabaseState) -> StoreTables:
+    def _adopt(self, tables: StoreTables, found: DatabaseState) -> StoreTables:
         """Remember the tables as found, with what the database's pgvector can do."""
         self._location = f"schema {found.schema!r} of database {found.database!r}"
-        if layout.index is not None and layout.has_ann_index and not found.iterative_scan:
+        if tables.index is not None and tables.has_ann_index and not found.iterative_scan:
             logger.warning(
                 "pgvector %s in database %r is older than 0.8: a search that its index leaves short"
                 " of matches compares all, which is slow; run ALTER EXTENSION vector UPDATE",
@@ -221,7 +221,7 @@ class Operations:
                 found.database,
             )
         ready = self._ready = replace(
-            layout,
+            tables,
             ef_construction=found.built_with("ef_construction"),
             lists=found.built_with("lists"),
             iterative_scan=found.iterative_scan,
@@ -232,9 +232,9 @@ class Operations:
 
     def _on_tables(self, work: Callable[[StoreTables], Flow[T]]) -> Flow[T]:
         """Work on the known tables; forget them where the database objects."""
-        layout = yield from self.ready()
+        tables = yield from self.ready()
         try:
-            return (yield from work(layout))
+            return (yield from work(tables))
         except _CHANGED_ERRORS as exc:
             self.forget()
             if isinstance(exc, AuroraStoreError):
@@ -243,19 +243,19 @@ class Operations:
                 raise error from exc
             raise
 
-    def layout(self) -> Flow[StoreTables]:
+    def tables(self) -> Flow[StoreTables]:
         """The tables; asks the embedding model for its dimensions where nothing tells them."""
-        if self._layout is None:
+        if self._tables is None:
             vectors = yield Embed((), (_PROBE,))
             self._configure(len(vectors.queries[0]))
-        return cast("StoreTables", self._layout)
+        return cast("StoreTables", self._tables)
 
     def _configure(self, dims: int | None) -> None:
         settings = None
         if self.index_config is not None:
             settings = IndexSettings.from_config(self.index_config, dims)
             self.index_config.update(_derived(settings))
-        self._layout = StoreTables(
+        self._tables = StoreTables(
             schema=self._schema,
             index=settings,
             ttl=self.ttl,

@@ -55,38 +55,44 @@ class Batch(NamedTuple):
 class Prepared(NamedTuple):
     """A batch of which all is done that needs no vector, and all texts are embedded.
 
-    ``places`` are those of the operations that it settles, and ``results`` theirs as far as they
-    are known; ``due`` are the items read that are due for renewal, ``new`` the texts to write.
+    ``positions`` are those of the operations that it completes, ``results`` the results of the
+    whole batch as far as they are known, ``to_refresh`` the items read whose TTL is to be
+    refreshed, and
+    ``new`` the texts to write.
     """
 
     batch: Batch
-    places: Sequence[int]
+    positions: Sequence[int]
     results: list[Result]
-    due: list[Address]
+    to_refresh: list[Address]
     new: tuple[Text, ...]
     vectors: Embedded
 
-    def without(self, gone: Collection[int]) -> tuple[Prepared, list[int]]:
-        """The same without the operations at these places, and the places to prepare anew.
+    def drop(self, gone: Collection[int]) -> tuple[Prepared, list[int]]:
+        """The same without the operations at these positions, and the positions to prepare again.
 
         Where the last operation on a key is gone, an earlier one counts again.
         """
-        searches = [s for s in self.batch.searches if s.place not in gone]
+        searches = [s for s in self.batch.searches if s.position not in gone]
         puts = self.batch.writes.puts
-        lost = {place for put in puts if put.places[-1] in gone for place in put.places}
-        part = _part(self, searches, tuple(put for put in puts if put.places[-1] not in gone))
-        places = [place for place in self.places if place not in gone and place not in lost]
-        anew = [place for place in self.places if place in lost and place not in gone]
-        return part._replace(places=places, due=self.due), anew
+        lost = {position for put in puts if put.positions[-1] in gone for position in put.positions}
+        part = _part(self, searches, tuple(put for put in puts if put.positions[-1] not in gone))
+        positions = [
+            position for position in self.positions if position not in gone and position not in lost
+        ]
+        again = [
+            position for position in self.positions if position in lost and position not in gone
+        ]
+        return part._replace(positions=positions, to_refresh=self.to_refresh), again
 
 
-def validate(op: Op, layout: StoreTables) -> None:
+def validate(op: Op, tables: StoreTables) -> None:
     """Raise what is wrong with an operation by itself, as `prepare` would."""
-    _sorted_out([op], layout)
+    _parse([op], tables)
 
 
-def converse(
-    ops: Iterable[Op], layout: StoreTables, sizes: LargeNamespaces | None = None
+def run(
+    ops: Iterable[Op], tables: StoreTables, sizes: LargeNamespaces | None = None
 ) -> Flow[list[Result]]:
     """Perform a batch; the result holds one entry per operation, in order.
 
@@ -95,11 +101,11 @@ def converse(
     Raises:
         As `prepare`.
     """
-    prepared = yield from prepare(ops, layout)
-    return (yield from finish(prepared, layout, sizes or LargeNamespaces()))
+    prepared = yield from prepare(ops, tables)
+    return (yield from complete(prepared, tables, sizes or LargeNamespaces()))
 
 
-def prepare(ops: Iterable[Op], layout: StoreTables) -> Flow[Prepared]:
+def prepare(ops: Iterable[Op], tables: StoreTables) -> Flow[Prepared]:
     """Check a batch, read what needs no vector, and embed.
 
     Raises:
@@ -107,26 +113,26 @@ def prepare(ops: Iterable[Op], layout: StoreTables) -> Flow[Prepared]:
             operation that cannot be performed; nothing was read or written.
         EmbeddingResponseError: for unusable vectors; nothing was written.
     """
-    batch = _sorted_out(ops, layout)
+    batch = _parse(ops, tables)
     results: list[Result] = [None] * batch.size
-    new, due = yield from _read_at_once(batch, results, layout)
+    new, to_refresh = yield from _read_at_once(batch, results, tables)
     queries = [s.query for s in batch.searches if s.query is not None]
-    vectors = yield from _embed(new, queries, layout)
-    return Prepared(batch, range(batch.size), results, due, new, vectors)
+    vectors = yield from _embed(new, queries, tables)
+    return Prepared(batch, range(batch.size), results, to_refresh, new, vectors)
 
 
-def finish(prepared: Prepared, layout: StoreTables, sizes: LargeNamespaces) -> Flow[list[Result]]:
-    """Search by meaning, and write; the results are those of its places, in their order."""
-    batch, places, results, due, new, vectors = prepared
-    due = due + (yield from _read_by_meaning(batch, vectors, results, layout, sizes))
-    if due:
-        yield from _renew(due, layout)
+def complete(prepared: Prepared, tables: StoreTables, sizes: LargeNamespaces) -> Flow[list[Result]]:
+    """Search by meaning, and write; the results are those of its positions, in their order."""
+    batch, positions, results, to_refresh, new, vectors = prepared
+    to_refresh = to_refresh + (yield from _read_by_meaning(batch, vectors, results, tables, sizes))
+    if to_refresh:
+        yield from _refresh(to_refresh, tables)
     if batch.writes.puts:
-        yield from _write(batch.writes, new, vectors, layout)
-    return [results[place] for place in places]
+        yield from _write(batch.writes, new, vectors, tables)
+    return [results[position] for position in positions]
 
 
-def apart(prepared: Prepared, at_most: int) -> list[Prepared]:
+def split(prepared: Prepared, at_most: int) -> list[Prepared]:
     """The same in parts for `finish`, of operations that need not take effect together.
 
     Those on one key share a part, and those that are done already are in the first.
@@ -137,135 +143,136 @@ def apart(prepared: Prepared, at_most: int) -> list[Prepared]:
     if count < 2:
         return [prepared]
     parts = [_part(prepared, searches[n::count], puts[n::count]) for n in range(count)]
-    later = {place for part in parts[1:] for place in part.places}
-    rest = [place for place in prepared.places if place not in later]
-    return [parts[0]._replace(places=rest, due=prepared.due), *parts[1:]]
+    later = {position for part in parts[1:] for position in part.positions}
+    rest = [position for position in prepared.positions if position not in later]
+    return [parts[0]._replace(positions=rest, to_refresh=prepared.to_refresh), *parts[1:]]
 
 
 def _part(prepared: Prepared, searches: list[Search], puts: tuple[Put, ...]) -> Prepared:
     writes = Writes(puts)
     return prepared._replace(
         batch=prepared.batch._replace(searches=searches, writes=writes),
-        places=[s.place for s in searches] + [place for put in puts for place in put.places],
-        due=[],
+        positions=[s.position for s in searches]
+        + [position for put in puts for position in put.positions],
+        to_refresh=[],
         new=tuple(set(writes.texts) & set(prepared.new)),
     )
 
 
-def _sorted_out(ops: Iterable[Op], layout: StoreTables) -> Batch:
+def _parse(ops: Iterable[Op], tables: StoreTables) -> Batch:
     gets: list[Get] = []
     searches: list[Search] = []
     listings: list[tuple[int, Statement]] = []
     puts: list[tuple[int, PutOp]] = []
     size = 0
-    for place, op in enumerate(ops):
+    for position, op in enumerate(ops):
         size += 1
         validate_op_namespace(op)
         if isinstance(op, GetOp):
-            gets.append(get.plan(place, op))
+            gets.append(get.parse(position, op))
         elif isinstance(op, SearchOp):
-            searches.append(search.plan(place, paged(op), layout))
+            searches.append(search.parse(position, paged(op), tables))
         elif isinstance(op, ListNamespacesOp):
-            listings.append((place, namespaces.plan(op, layout)))
+            listings.append((position, namespaces.parse(op, tables)))
         elif isinstance(op, PutOp):
-            puts.append((place, op))
+            puts.append((position, op))
         else:
             raise TypeError(f"unknown operation type: {type(op).__name__}")
-    return Batch(size, gets, searches, listings, put.plan(puts, layout))
+    return Batch(size, gets, searches, listings, put.parse(puts, tables))
 
 
 def _read_at_once(
-    batch: Batch, results: list[Result], layout: StoreTables
+    batch: Batch, results: list[Result], tables: StoreTables
 ) -> Flow[tuple[tuple[Text, ...], list[Address]]]:
-    """What needs no vector; returns the texts to embed and the items due for renewal."""
+    """Read what needs no vector; return the texts to embed and the items whose TTL to refresh."""
     recent = [s for s in batch.searches if s.query is None]
     texts = batch.writes.texts
     statements = [
-        *([get.statement(batch.gets, layout)] if batch.gets else []),
-        *([put.known(texts, layout)] if texts else []),
-        *([namespaces.STEERING] if batch.listings else []),
+        *([get.statement(batch.gets, tables)] if batch.gets else []),
+        *([put.select_embedded(texts, tables)] if texts else []),
+        *([namespaces.PLANNER_SETTINGS] if batch.listings else []),
         *(statement for _, statement in batch.listings),
-        *search.recent(recent, layout),
+        *search.recent(recent, tables),
     ]
     if not statements:
         return (), []
     replies: Iterator[Rows] = iter((yield Transaction(tuple(statements))))
-    due: list[Address] = []
+    to_refresh: list[Address] = []
     if batch.gets:
-        found, due = get.items(batch.gets, next(replies), layout)
-        for place, item in found.items():
-            results[place] = item
-    new = put.missing(texts, next(replies)) if texts else ()
+        found, to_refresh = get.items(batch.gets, next(replies), tables)
+        for position, item in found.items():
+            results[position] = item
+    new = put.not_embedded(texts, next(replies)) if texts else ()
     if batch.listings:
         next(replies)
-    for place, _ in batch.listings:
-        results[place] = namespaces.listed(next(replies))
-    return new, due + _take(recent, list(replies), results, layout)
+    for position, _ in batch.listings:
+        results[position] = namespaces.listed(next(replies))
+    return new, to_refresh + _take(recent, list(replies), results, tables)
 
 
 def _embed(
-    documents: Sequence[Text], queries: Sequence[str], layout: StoreTables
+    documents: Sequence[Text], queries: Sequence[str], tables: StoreTables
 ) -> Flow[Embedded]:
-    if layout.index is None or not (documents or queries):
+    if tables.index is None or not (documents or queries):
         return Embedded({}, {})
     asked = request(documents, queries)
-    return checked(asked, (yield asked), layout.index)
+    return checked(asked, (yield asked), tables.index)
 
 
 def _read_by_meaning(
     batch: Batch,
     vectors: Embedded,
     results: list[Result],
-    layout: StoreTables,
+    tables: StoreTables,
     sizes: LargeNamespaces,
 ) -> Flow[list[Address]]:
     searches = [s for s in batch.searches if s.query is not None]
     if not searches:
         return []
     # Cosine ranks nothing by a vector without a direction.
-    lost = [s for s in searches if _is_lost(vectors.queries[s.query or ""], layout)]
+    lost = [s for s in searches if _is_lost(vectors.queries[s.query or ""], tables)]
     ranked = [s for s in searches if s not in lost]
-    found = yield from nearest(ranked, vectors.queries, layout, sizes)
-    due = _take(ranked, found, results, layout)
+    found = yield from nearest(ranked, vectors.queries, tables, sizes)
+    to_refresh = _take(ranked, found, results, tables)
     if lost:
-        replies = yield Transaction(tuple(search.recent(lost, layout)))
-        due += _take(lost, replies, results, layout)
-    return due
+        replies = yield Transaction(tuple(search.recent(lost, tables)))
+        to_refresh += _take(lost, replies, results, tables)
+    return to_refresh
 
 
 def _take(
-    searches: Sequence[Search], replies: Sequence[Rows], results: list[Result], layout: StoreTables
+    searches: Sequence[Search], replies: Sequence[Rows], results: list[Result], tables: StoreTables
 ) -> list[Address]:
-    """Put the items found in their places; returns those due for renewal."""
-    due: list[Address] = []
-    # What steers the searches is answered before them.
+    """Put the items found in their positions; return those whose TTL is to be refreshed."""
+    to_refresh: list[Address] = []
+    # Planner settings are answered before the searches.
     for s, rows in zip(searches, replies[len(replies) - len(searches) :], strict=True):
-        results[s.place], late = search.items(s, rows, layout)
-        due += late
-    return due
+        results[s.position], late = search.items(s, rows, tables)
+        to_refresh += late
+    return to_refresh
 
 
-def _is_lost(query: Vector | HalfVector, layout: StoreTables) -> bool:
-    return layout.indexed.distance == "cosine" and not any(query.to_list())
+def _is_lost(query: Vector | HalfVector, tables: StoreTables) -> bool:
+    return tables.indexed.distance == "cosine" and not any(query.to_list())
 
 
-def _renew(due: Sequence[Address], layout: StoreTables) -> Flow[None]:
+def _refresh(to_refresh: Sequence[Address], tables: StoreTables) -> Flow[None]:
     """A reader that may not write still gets what it read."""
     try:
-        renewal = (get.renewal(due, layout),)
-        yield Transaction(renewal, writes=True, is_idempotent=True, is_optional=True)
+        refresh = (get.refresh(to_refresh, tables),)
+        yield Transaction(refresh, writes=True, is_idempotent=True, is_optional=True)
     except (
         psycopg.errors.ReadOnlySqlTransaction,
         psycopg.errors.InsufficientPrivilege,
     ) as exc:
-        logger.debug("ttl of %d items not renewed: %s", len(due), exc)
+        logger.debug("ttl of %d items not refreshed: %s", len(to_refresh), exc)
 
 
 def _write(
-    writes: Writes, new: Sequence[Text], vectors: Embedded, layout: StoreTables
+    writes: Writes, new: Sequence[Text], vectors: Embedded, tables: StoreTables
 ) -> Flow[None]:
     try:
-        yield from _write_all(writes, new, vectors, layout)
+        yield from _write_all(writes, new, vectors, tables)
     except psycopg.errors.ProgramLimitExceeded as exc:
         if (named := put.too_large(writes)) is None:
             raise
@@ -273,17 +280,17 @@ def _write(
 
 
 def _write_all(
-    writes: Writes, new: Sequence[Text], vectors: Embedded, layout: StoreTables
+    writes: Writes, new: Sequence[Text], vectors: Embedded, tables: StoreTables
 ) -> Flow[None]:
     try:
-        yield _marked(put.statements(writes, new, vectors.documents, layout), layout)
+        yield _marked(put.statements(writes, new, vectors.documents, tables), tables)
     except psycopg.errors.DivisionByZero:
         # A vector we meant to keep was replaced by a concurrent write: rely on none of them.
         kept = [text for text in writes.texts if text.text not in vectors.documents]
-        more = yield from _embed(kept, (), layout)
+        more = yield from _embed(kept, (), tables)
         every = vectors.documents | more.documents
-        yield _marked(put.statements(writes, writes.texts, every, layout), layout)
+        yield _marked(put.statements(writes, writes.texts, every, tables), tables)
 
 
-def _marked(statements: tuple[Statement, ...], layout: StoreTables) -> Transaction:
-    return Transaction(statements, writes=True, marking=marking(layout))
+def _marked(statements: tuple[Statement, ...], tables: StoreTables) -> Transaction:
+    return Transaction(statements, writes=True, marking=marking(tables))

@@ -28,14 +28,14 @@ LIFETIME = """
          ELSE make_interval(mins => s.ttl_minutes) END
 """
 
-DUE = f"""
+NEEDS_REFRESH = f"""
     coalesce(
         s.expires_at < now() + ({LIFETIME}) - least(({LIFETIME}) / 20, interval '1 hour')
         AND current_setting('transaction_read_only') = 'off',
         false)
 """
-"""Whether a read should renew an item's life: when 5 % of its ttl, or an hour, have passed since
-the last renewal. So a memory read all the time is written at most twenty times per ttl, and lives
+"""Whether a read should refresh an item's life: when 5 % of its ttl, or an hour, have passed since
+the last refresh. So a memory read all the time is written at most twenty times per ttl, and lives
 at least 95 % of its ttl after it was last read. Never where the server takes no writes."""
 
 
@@ -68,9 +68,9 @@ def prefix_of(namespace: Namespace) -> str:
     return prefix
 
 
-def value_of(value: Any, layout: StoreTables) -> dict[str, Any]:
+def value_of(value: Any, tables: StoreTables) -> dict[str, Any]:
     """A value as it came: read already, unless the connection's owner has put off the reading."""
-    return value if isinstance(value, dict) else layout.deserializer(value)
+    return value if isinstance(value, dict) else tables.deserializer(value)
 
 
 def namespace_of(prefix: str) -> Namespace:

@@ -68,9 +68,9 @@ def by_condition(build: Callable[..., bytes]) -> Callable[..., bytes]:
     remembered = lru_cache(maxsize=256)(build)
 
     @wraps(build)
-    def statement(layout: StoreTables, condition: str, **scope: bool) -> bytes:
+    def statement(tables: StoreTables, condition: str, **scope: bool) -> bytes:
         choice = remembered if len(condition) <= _LONGEST_REMEMBERED else build
-        return choice(layout, condition, **scope)
+        return choice(tables, condition, **scope)
 
     return statement
 

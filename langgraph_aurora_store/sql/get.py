@@ -11,8 +11,8 @@ from langgraph.store.base import GetOp, Item
 from langgraph_aurora_store.sql.conditions import (
     ADDRESSES,
     ALIVE,
-    DUE,
     LIFETIME,
+    NEEDS_REFRESH,
     checked_key,
     prefix_of,
     value_of,
@@ -24,82 +24,87 @@ Address = tuple[str, str]
 """A row's primary key: prefix and key."""
 
 _GET = """
-SELECT w.position, s.value, s.created_at, s.updated_at, {due}
+SELECT w.position, s.value, s.created_at, s.updated_at, {to_refresh}
 FROM {addresses} WITH ORDINALITY AS w (prefix, key, position)
 JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
 WHERE {alive}
 """
 
-# A row that someone else holds is being written or renewed anyway. So a renewal waits for nobody,
+# A row that someone else holds is being written or refreshed anyway. So a refresh waits for nobody,
 # and in whatever order it locks, it is part of no circle.
-_RENEW = """
-WITH due AS MATERIALIZED (
+_REFRESH = """
+WITH to_refresh AS MATERIALIZED (
     SELECT s.prefix, s.key
     FROM {addresses} AS w (prefix, key)
     JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
-    WHERE {due} AND s.expires_at > now()
+    WHERE {to_refresh} AND s.expires_at > now()
     FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE {store} AS s SET expires_at = now() + ({lifetime})
-FROM due WHERE s.prefix = due.prefix AND s.key = due.key
+FROM to_refresh WHERE s.prefix = to_refresh.prefix AND s.key = to_refresh.key
 """
 
 
 class Get(NamedTuple):
     """A ``GetOp``, checked, and its place in the batch."""
 
-    place: int
+    position: int
     op: GetOp
     prefix: str
     key: str
 
 
-def plan(place: int, op: GetOp) -> Get:
+def parse(position: int, op: GetOp) -> Get:
     """Check one operation."""
     key = checked_key(op.namespace, op.key)
-    return Get(place, op, prefix_of(op.namespace), key)
+    return Get(position, op, prefix_of(op.namespace), key)
 
 
-def statement(gets: Sequence[Get], layout: StoreTables) -> Statement:
+def statement(gets: Sequence[Get], tables: StoreTables) -> Statement:
     """All gets of a batch."""
     addresses = {"prefixes": [g.prefix for g in gets], "keys": [g.key for g in gets]}
-    return Statement(_texts(layout).get, addresses)
+    return Statement(_texts(tables).get, addresses)
 
 
 def items(
-    gets: Sequence[Get], rows: Rows, layout: StoreTables
+    gets: Sequence[Get], rows: Rows, tables: StoreTables
 ) -> tuple[dict[int, Item], list[Address]]:
-    """The items found by their place in the batch, and the addresses of those due for renewal."""
+    """The items found by position in the batch, and the addresses whose TTL is to be refreshed."""
     found: dict[int, Item] = {}
-    due: list[Address] = []
-    for position, value, created_at, updated_at, is_due in rows:
-        get = gets[position - 1]
-        found[get.place] = Item(
-            value=value_of(value, layout),
+    to_refresh: list[Address] = []
+    for ordinal, value, created_at, updated_at, needs_refresh in rows:
+        get = gets[ordinal - 1]
+        found[get.position] = Item(
+            value=value_of(value, tables),
             key=get.key,
             namespace=tuple(get.op.namespace),
             created_at=created_at,
             updated_at=updated_at,
         )
-        if is_due and get.op.refresh_ttl:
-            due.append((get.prefix, get.key))
-    return found, due
+        if needs_refresh and get.op.refresh_ttl:
+            to_refresh.append((get.prefix, get.key))
+    return found, to_refresh
 
 
-def renewal(due: Sequence[Address], layout: StoreTables) -> Statement:
-    """Start the lives of these items anew."""
-    addresses = dict.fromkeys(due)
+def refresh(to_refresh: Sequence[Address], tables: StoreTables) -> Statement:
+    """Set the TTL of these items back to its start."""
+    addresses = dict.fromkeys(to_refresh)
     prefixes, keys = [a[0] for a in addresses], [a[1] for a in addresses]
-    return Statement(_texts(layout).renew, {"prefixes": prefixes, "keys": keys})
+    return Statement(_texts(tables).refresh, {"prefixes": prefixes, "keys": keys})
 
 
 class _Texts(NamedTuple):
     get: bytes
-    renew: bytes
+    refresh: bytes
 
 
 @lru_cache
-def _texts(layout: StoreTables) -> _Texts:
-    names = {"store": layout.store, "alive": ALIVE, "due": DUE, "lifetime": LIFETIME}
+def _texts(tables: StoreTables) -> _Texts:
+    names = {
+        "store": tables.store,
+        "alive": ALIVE,
+        "to_refresh": NEEDS_REFRESH,
+        "lifetime": LIFETIME,
+    }
     names["addresses"] = ADDRESSES
-    return _Texts(_GET.format(**names).encode(), _RENEW.format(**names).encode())
+    return _Texts(_GET.format(**names).encode(), _REFRESH.format(**names).encode())

@@ -69,8 +69,8 @@ SELECT labels FROM (
 ORDER BY labels COLLATE "C" LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 """
 
-# The plan's estimate is of the whole table, which is seldom read: nothing to compile code for.
-STEERING = Statement(b"SELECT set_config('jit', 'off', true)")
+# The planner's estimate is of the whole table, which is seldom read: compiling code is wasted.
+PLANNER_SETTINGS = Statement(b"SELECT set_config('jit', 'off', true)")
 
 _ITSELF = """
 UNION ALL (SELECT s.prefix FROM {store} AS s WHERE s.prefix = %(prefix)s::text AND {alive} LIMIT 1)
@@ -97,7 +97,7 @@ SELECT {counts} FROM deleted
 """
 
 
-def plan(op: ListNamespacesOp, layout: StoreTables) -> Statement:
+def parse(op: ListNamespacesOp, tables: StoreTables) -> Statement:
     """Check one operation and state it.
 
     Raises:
@@ -117,7 +117,7 @@ def plan(op: ListNamespacesOp, layout: StoreTables) -> Statement:
         "limit": op.limit,
         "offset": op.offset,
     }
-    return Statement(_list(layout, is_bounded=bool(head), matches=bool(params["patterns"])), params)
+    return Statement(_list(tables, is_bounded=bool(head), matches=bool(params["patterns"])), params)
 
 
 def listed(rows: Rows) -> list[Namespace]:
@@ -126,19 +126,19 @@ def listed(rows: Rows) -> list[Namespace]:
 
 
 def count_under(
-    prefix: Namespace, layout: StoreTables, filter_: Mapping[str, object] | None = None
+    prefix: Namespace, tables: StoreTables, filter_: Mapping[str, object] | None = None
 ) -> Flow[int]:
     """Count the items in a namespace and below it that are not expired and match a filter."""
     _check(prefix)
     condition = compile_filter(filter_)
-    names = {"store": layout.store, "alive": ALIVE, "condition": condition.sql}
+    names = {"store": tables.store, "alive": ALIVE, "condition": condition.sql}
     text = _COUNT.format(under=under("s.prefix") if prefix else "true", **names)
     params = condition.params | (span_of(prefix_of(prefix)) if prefix else {})
     ((row,),) = yield Transaction((Statement(text.encode(), params),))
     return int(row[0])
 
 
-def delete_under(prefix: Namespace, layout: StoreTables) -> Flow[int]:
+def delete_under(prefix: Namespace, tables: StoreTables) -> Flow[int]:
     """Delete the items in a namespace and below it, and return how many were not expired.
 
     Up to 10,000 items go in one transaction, more in one transaction for every 10,000: if that is
@@ -150,11 +150,11 @@ def delete_under(prefix: Namespace, layout: StoreTables) -> Flow[int]:
     if not prefix:
         raise InvalidNamespaceError("Namespace cannot be empty.")
     _check(prefix)
-    text, params = _delete(layout), span_of(prefix_of(prefix))
+    text, params = _delete(tables), span_of(prefix_of(prefix))
     total, rows = 0, _ROWS_PER_DELETE
     while rows == _ROWS_PER_DELETE:
         (((rows, living),),) = yield Transaction(
-            (Statement(text, params),), writes=True, marking=marking(layout)
+            (Statement(text, params),), writes=True, marking=marking(tables)
         )
         total += living
     return total
@@ -190,8 +190,8 @@ def _pattern(condition: MatchCondition) -> str:
 
 
 @lru_cache
-def _list(layout: StoreTables, *, is_bounded: bool, matches: bool) -> bytes:
-    names = {"store": layout.store, "alive": ALIVE}
+def _list(tables: StoreTables, *, is_bounded: bool, matches: bool) -> bytes:
+    names = {"store": tables.store, "alive": ALIVE}
     return _LIST.format(
         within="s.prefix ~<~ %(beyond)s::text" if is_bounded else "true",
         itself=_ITSELF.format(**names) if is_bounded else "",
@@ -201,8 +201,8 @@ def _list(layout: StoreTables, *, is_bounded: bool, matches: bool) -> bytes:
 
 
 @lru_cache
-def _delete(layout: StoreTables) -> bytes:
-    names = {"store": layout.store, "under": under("s.prefix"), "alive": ALIVE}
-    marks = counting_mark(layout, counts=_COUNTS, rows="deleted")
+def _delete(tables: StoreTables) -> bytes:
+    names = {"store": tables.store, "under": under("s.prefix"), "alive": ALIVE}
+    marks = counting_mark(tables, counts=_COUNTS, rows="deleted")
     names |= {"mark": f",\n{marks}" if marks else "", "counts": _COUNTS}
     return _DELETE.format(most=_ROWS_PER_DELETE, **names).encode()

@@ -110,7 +110,7 @@ ON CONFLICT (prefix, key, field_name) DO UPDATE SET
 class Put(NamedTuple):
     """One row to write, or to delete where ``value`` is ``None``; ``ttl`` is in minutes.
 
-    ``places`` are those in the batch of the operations on its key, of which it is the last.
+    ``positions`` are those in the batch of the operations on its key, of which it is the last.
     """
 
     prefix: str
@@ -118,7 +118,7 @@ class Put(NamedTuple):
     value: str | None
     ttl: float | None
     texts: tuple[Text, ...]
-    places: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
 
 
 class Writes(NamedTuple):
@@ -132,7 +132,7 @@ class Writes(NamedTuple):
         return tuple(text for put in self.puts for text in put.texts)
 
 
-def plan(ops: Iterable[tuple[int, PutOp]], layout: StoreTables) -> Writes:
+def parse(ops: Iterable[tuple[int, PutOp]], tables: StoreTables) -> Writes:
     """Check and convert every operation, given with its place, and keep the last on each key.
 
     Raises:
@@ -140,21 +140,21 @@ def plan(ops: Iterable[tuple[int, PutOp]], layout: StoreTables) -> Writes:
         InvalidNamespaceError: for a namespace that cannot be stored.
     """
     last: dict[tuple[str, str], Put] = {}
-    for place, op in ops:
-        put = _put(op, layout)
+    for position, op in ops:
+        put = _put(op, tables)
         earlier = last.get((put.prefix, put.key))
-        places = (*earlier.places, place) if earlier else (place,)
-        last[put.prefix, put.key] = put._replace(places=places)
+        positions = (*earlier.positions, position) if earlier else (position,)
+        last[put.prefix, put.key] = put._replace(positions=positions)
     return Writes(tuple(last[address] for address in sorted(last)))
 
 
-def known(texts: Sequence[Text], layout: StoreTables) -> Statement:
+def select_embedded(texts: Sequence[Text], tables: StoreTables) -> Statement:
     """Which of these texts have their vectors already: the reply holds positions from 1."""
-    return Statement(_sql(layout).known, _columns(texts))
+    return Statement(_sql(tables).known, _columns(texts))
 
 
-def missing(texts: Sequence[Text], rows: Rows) -> tuple[Text, ...]:
-    """The texts that ``known`` did not find."""
+def not_embedded(texts: Sequence[Text], rows: Rows) -> tuple[Text, ...]:
+    """The texts that `select_embedded` did not find."""
     found = {position for (position,) in rows}
     return tuple(text for i, text in enumerate(texts, start=1) if i not in found)
 
@@ -163,13 +163,13 @@ def statements(
     writes: Writes,
     new: Collection[Text],
     vectors: dict[str, Vector | HalfVector],
-    layout: StoreTables,
+    tables: StoreTables,
 ) -> tuple[Statement, ...]:
     """The whole transaction; ``new`` are the texts to write with their ``vectors``.
 
     It fails with ``division_by_zero`` when one of the other texts has lost its vector meanwhile.
     """
-    sql = _sql(layout)
+    sql = _sql(tables)
     puts = [put for put in writes.puts if put.value is not None]
     doomed = [put for put in writes.puts if put.value is None]
     steps = [Statement(sql.upsert, _rows(writes.puts if doomed else puts))] if puts else []
@@ -177,7 +177,7 @@ def statements(
         steps.append(Statement(sql.delete if puts else sql.marked_delete, _addresses(doomed)))
     # Without an index a value has no texts, and so it keeps none of the vectors that a store with
     # one has made of the key's former value.
-    if puts and (layout.index is not None or layout.has_vectors):
+    if puts and (tables.index is not None or tables.has_vectors):
         texts, fresh = writes.texts, set(new)
         kept = [text for text in texts if text not in fresh]
         if kept:
@@ -215,7 +215,7 @@ def _address_bytes(put: Put) -> int:
     return len(f"{put.prefix}{put.key}{field}".encode())
 
 
-def _put(op: PutOp, layout: StoreTables) -> Put:
+def _put(op: PutOp, tables: StoreTables) -> Put:
     namespace, prefix = tuple(op.namespace), prefix_of(op.namespace)
     key = checked_key(namespace, op.key)
     if op.value is None:
@@ -223,7 +223,7 @@ def _put(op: PutOp, layout: StoreTables) -> Put:
     checked_index(op.index, namespace, key)
     try:
         document = to_json(op.value, namespace, key)
-        texts = texts_of(namespace, key, document, op.index, layout)
+        texts = texts_of(namespace, key, document, op.index, tables)
     except RecursionError as exc:
         raise InvalidItemError(
             f"{at(namespace, key)}: the value is nested too deeply for the stack that is left"
@@ -279,18 +279,18 @@ class _Texts(NamedTuple):
 
 
 @lru_cache
-def _sql(layout: StoreTables) -> _Texts:
+def _sql(tables: StoreTables) -> _Texts:
     texts = {"prefixes": "text", "keys": "text", "fields": "text", "digests": "bytea"}
     names = {
-        "store": layout.store,
-        "vectors": layout.vectors,
+        "store": tables.store,
+        "vectors": tables.vectors,
         "addresses": ADDRESSES,
         "rows": given(prefixes="text", keys="text", values="text", ttls="float8"),
         "texts": given(**texts),
         "kept": given(kept_prefixes="text", kept_keys="text", kept_fields="text"),
-        "embedded": given(**texts, embeddings=layout.embedding_type) if layout.index else "",
+        "embedded": given(**texts, embeddings=tables.embedding_type) if tables.index else "",
     }
-    known, marks = _KNOWN.format(**names), mark(layout)
+    known, marks = _KNOWN.format(**names), mark(tables)
     return _Texts(
         (f"WITH {marks}" + _UPSERT.format(**names) if marks else _UPSERT.format(**names)).encode(),
         _DELETE.format(mark="", **names).encode(),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from langgraph.store.base import SearchItem, SearchOp
 
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.conditions import (
     ALIVE,
-    DUE,
+    NEEDS_REFRESH,
     namespace_of,
     prefix_of,
     span_of,
@@ -23,7 +24,7 @@ from langgraph_aurora_store.sql.get import Address
 from langgraph_aurora_store.sql.tables import StoreTables
 
 _RECENT = """
-SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {due}, NULL::float8
+SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {to_refresh}, NULL::float8
 FROM {store} AS s
 WHERE {within} AND {alive} AND {condition}
 ORDER BY s.updated_at DESC, s.prefix COLLATE "C", s.key COLLATE "C"
@@ -33,7 +34,7 @@ LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 
 # The one plan for all namespaces is the right one for all but the largest: an index on the prefix,
 # a sort, and no worker processes, whose start takes longer than most searches.
-_STEERING = b"""
+_PLANNER_SETTINGS = b"""
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('jit', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true)
 """
@@ -42,7 +43,7 @@ SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('ji
 class Search(NamedTuple):
     """A ``SearchOp``, checked, and its place in the batch; a blank ``query`` is ``None``."""
 
-    place: int
+    position: int
     op: SearchOp
     prefix: str
     condition: Condition
@@ -60,7 +61,26 @@ class Search(NamedTuple):
         return self.condition.params | span_of(self.prefix) | page
 
 
-def plan(place: int, op: SearchOp, layout: StoreTables) -> Search:
+class FoundRow(NamedTuple):
+    """A row of a search: an item with its distance, and how an index scan went.
+
+    ``prefix`` is ``None`` in the one row of an index scan that found no item. ``scanned`` counts
+    the vectors that an index scan met: 0 says that it met all within its reach, ``None`` that all
+    were compared. ``vectors_per_item`` is the server's estimate.
+    """
+
+    prefix: str
+    key: str
+    value: Any
+    created_at: datetime
+    updated_at: datetime
+    needs_refresh: bool
+    distance: float | None
+    scanned: int | None = None
+    vectors_per_item: float = 1.0
+
+
+def parse(position: int, op: SearchOp, tables: StoreTables) -> Search:
     """Check one operation, whose page is one.
 
     Raises:
@@ -70,23 +90,23 @@ def plan(place: int, op: SearchOp, layout: StoreTables) -> Search:
     if not isinstance(op.query, str | None):
         raise ConfigurationError(f"query= is a text, not one of type {type(op.query).__name__}")
     query = op.query if op.query and not op.query.isspace() and op.limit else None
-    if query is not None and layout.index is None:
+    if query is not None and tables.index is None:
         raise ConfigurationError(
             "query= searches by meaning, and this store has no index: make it with"
             " index={'embed': ..., 'dims': ...}, or search without query="
         )
     prefix = prefix_of(op.namespace_prefix)
-    return Search(place, op, prefix, compile_filter(op.filter), query)
+    return Search(position, op, prefix, compile_filter(op.filter), query)
 
 
-def recent(searches: Sequence[Search], layout: StoreTables) -> list[Statement]:
+def recent(searches: Sequence[Search], tables: StoreTables) -> list[Statement]:
     """The newest items of each search's namespace; replies to other statements may come first."""
     bounded = any(search.prefix for search in searches)
     return [
-        *([Statement(_STEERING)] if bounded else []),
+        *([Statement(_PLANNER_SETTINGS)] if bounded else []),
         *(
             Statement(
-                _recent(layout, search.condition.sql, is_bounded=bool(search.prefix)), search.params
+                _recent(tables, search.condition.sql, is_bounded=bool(search.prefix)), search.params
             )
             for search in searches
         ),
@@ -94,34 +114,37 @@ def recent(searches: Sequence[Search], layout: StoreTables) -> list[Statement]:
 
 
 def items(
-    search: Search, rows: Rows, layout: StoreTables
+    search: Search, rows: Rows, tables: StoreTables
 ) -> tuple[list[SearchItem], list[Address]]:
-    """The items found, and the addresses of those due for renewal."""
-    best = _best_score(layout)
-    found = [
+    """The items found, and the addresses of those whose TTL is to be refreshed."""
+    best = _best_score(tables)
+    found = [FoundRow(*row) for row in rows]
+    items_found = [
         SearchItem(
-            namespace_of(prefix),
-            key,
-            value_of(value, layout),
-            created_at,
-            updated_at,
-            None if distance is None else best - distance,
+            namespace_of(row.prefix),
+            row.key,
+            value_of(row.value, tables),
+            row.created_at,
+            row.updated_at,
+            None if row.distance is None else best - row.distance,
         )
-        for prefix, key, value, created_at, updated_at, _, distance, *_ in rows
+        for row in found
     ]
-    return found, [(row[0], row[1]) for row in rows if row[5]] if search.op.refresh_ttl else []
+    if not search.op.refresh_ttl:
+        return items_found, []
+    return items_found, [(row.prefix, row.key) for row in found if row.needs_refresh]
 
 
-def _best_score(layout: StoreTables) -> float:
+def _best_score(tables: StoreTables) -> float:
     """The score at no distance; less the distance, it is the score.
 
     That is the cosine similarity, the negative Euclidean distance or the inner product.
     """
-    return 1.0 if layout.index is not None and layout.index.distance == "cosine" else 0.0
+    return 1.0 if tables.index is not None and tables.index.distance == "cosine" else 0.0
 
 
 @by_condition
-def _recent(layout: StoreTables, condition: str, *, is_bounded: bool) -> bytes:
+def _recent(tables: StoreTables, condition: str, *, is_bounded: bool) -> bytes:
     within = under("s.prefix") if is_bounded else "true"
-    names = {"store": layout.store, "due": DUE, "alive": ALIVE}
+    names = {"store": tables.store, "to_refresh": NEEDS_REFRESH, "alive": ALIVE}
     return _RECENT.format(within=within, condition=condition, **names).encode()

@@ -73,7 +73,7 @@ class StoreTables:
     has_write_marks: bool = False
 
     def __post_init__(self) -> None:
-        # Every statement's text is looked up by its layout.
+        # Every statement's text is looked up by its tables.
         values = (getattr(self, member.name) for member in fields(self) if member.compare)
         object.__setattr__(self, "_hash", hash(tuple(values)))
 

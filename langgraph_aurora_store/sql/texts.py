@@ -66,14 +66,14 @@ def texts_of(
     key: str,
     document: str,
     index: Sequence[str] | Literal[False] | None,
-    layout: StoreTables,
+    tables: StoreTables,
 ) -> tuple[Text, ...]:
     """The texts of a value as it is stored, one for each field name, and none that is blank."""
-    if layout.index is None or index is False:
+    if tables.index is None or index is False:
         return ()
     value = json.loads(document)
-    paths = layout.index.fields if index is None else index
-    origin = f"{layout.embedding_id or ''}\0{layout.index.dims}\0"
+    paths = tables.index.fields if index is None else index
+    origin = f"{tables.embedding_id or ''}\0{tables.index.dims}\0"
     named = dict(pair for path in paths for pair in _named(path, value))
     return tuple(
         Text(namespace, key, name, text, hashlib.sha256((origin + text).encode()).digest())

@@ -27,14 +27,14 @@ DELETE FROM {store} WHERE ctid = ANY (ARRAY (SELECT ctid FROM expired))
 """
 
 
-def sweep(layout: StoreTables, batch: int = 1000) -> Flow[int]:
+def sweep(tables: StoreTables, batch: int = 1000) -> Flow[int]:
     """Delete what has expired, with its vectors, and return how many items that were.
 
     Each batch is a transaction of its own; the flow ends with the first one that is not full,
     which is also how it ends when another process has its turn.
     """
-    name = regclass_name(layout, STORE)
-    statement = Statement(_SWEEP.format(store=layout.store), (_TURN, name, batch))
+    name = regclass_name(tables, STORE)
+    statement = Statement(_SWEEP.format(store=tables.store), (_TURN, name, batch))
     swept = 0
     while True:
         replies: list[Rows] = yield Transaction((statement,), writes=True, is_idempotent=True)

@@ -1,7 +1,7 @@
 """Finding the nearest items: every one that matches is found, whatever index there is.
 
-When a walk over the vector index ends with too few items, a wider one follows, and at last a
-comparison with all: an index decides how fast, never how many.
+When a scan of the vector index ends with too few items, a wider one follows, and at last an exact
+search: an index decides how fast a search is, never how many items it finds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
-from langgraph_aurora_store.sql.search import Search
+from langgraph_aurora_store.sql.search import FoundRow, Search
 from langgraph_aurora_store.sql.tables import StoreTables
-from langgraph_aurora_store.sql.vector_search_sql import exact, guided, steering
+from langgraph_aurora_store.sql.vector_search_sql import adaptive_search, exact, planner_settings
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -24,133 +24,145 @@ _WIDEST = 5_000
 
 
 class Attempt(NamedTuple):
-    """One try at a search: a walk over at least so many vectors, or a comparison with all.
+    """One try at a search: an index scan of at least ``scan_width`` vectors, or an exact search.
 
-    ``each`` is how many vectors an item has, of a namespace that was lately seen to be large.
+    ``position`` is that of the search among its batch's. ``vectors_per_item`` is set for a
+    namespace that was lately seen to be large.
     """
 
-    number: int
+    position: int
     search: Search
-    breadth: int = 0
+    scan_width: int = 0
     is_exact: bool = False
-    each: float | None = None
+    vectors_per_item: float | None = None
 
     @property
-    def is_large(self) -> bool:
+    def assume_large(self) -> bool:
         """Whether the namespace is taken for large without a count."""
-        return self.each is not None
+        return self.vectors_per_item is not None
 
 
 def nearest(
     searches: Sequence[Search],
     vectors: Mapping[str, Vector | HalfVector],
-    layout: StoreTables,
-    sizes: LargeNamespaces,
+    tables: StoreTables,
+    large_namespaces: LargeNamespaces,
 ) -> Flow[list[Rows]]:
     """The rows of each search, nearest first."""
     found = [Rows() for _ in searches]
-    attempts = [_first(n, s, layout, sizes) for n, s in enumerate(searches) if s.op.limit]
+    attempts = [
+        _first(n, s, tables, large_namespaces) for n, s in enumerate(searches) if s.op.limit
+    ]
     while attempts:
-        sent = _sent(attempts, vectors, layout)
-        replies = yield Transaction(tuple(statement for _, statement in sent))
+        statements = _statements(attempts, vectors, tables)
+        replies = yield Transaction(tuple(statement for _, statement in statements))
         attempts = []
-        for (attempt, _), rows in zip(sent, replies, strict=True):
+        for (attempt, _), rows in zip(statements, replies, strict=True):
             if attempt is not None:
-                items = found[attempt.number] = _found(rows)
-                again = _again(attempt, rows, len(items))
-                _note(attempt, rows, again, sizes)
-                attempts += again
+                items = found[attempt.position] = _found(rows)
+                next_attempts = _next_attempt(attempt, rows, len(items))
+                _remember_size(attempt, rows, next_attempts, large_namespaces)
+                attempts += next_attempts
     return found
 
 
-def _first(number: int, search: Search, layout: StoreTables, sizes: LargeNamespaces) -> Attempt:
-    each = sizes.each(search.prefix)
+def _first(
+    position: int, search: Search, tables: StoreTables, large_namespaces: LargeNamespaces
+) -> Attempt:
+    vectors_per_item = large_namespaces.vectors_per_item(search.prefix)
     return Attempt(
-        number, search, each=each, is_exact=each is not None and not layout.has_ann_index
+        position,
+        search,
+        vectors_per_item=vectors_per_item,
+        is_exact=vectors_per_item is not None and not tables.has_ann_index,
     )
 
 
-def _again(attempt: Attempt, rows: Rows, items: int) -> tuple[Attempt, ...]:
+def _next_attempt(attempt: Attempt, rows: Rows, items: int) -> tuple[Attempt, ...]:
     """What to try next, if there may be items that these rows lack."""
     if attempt.is_exact or items >= attempt.search.op.limit:
         return ()
-    walked = _walked(rows)
-    if walked is None:
+    scanned = _outcome(rows).scanned
+    if scanned is None:
         return ()
-    wider = walked * _WIDENING
-    return (attempt._replace(breadth=wider, is_exact=not 0 < wider <= _WIDEST),)
+    wider = scanned * _WIDENING
+    return (attempt._replace(scan_width=wider, is_exact=not 0 < wider <= _WIDEST),)
 
 
-def _note(attempt: Attempt, rows: Rows, again: tuple[Attempt, ...], sizes: LargeNamespaces) -> None:
-    if not (attempt.is_exact or attempt.is_large):
-        sizes.saw(attempt.search.prefix, None if _walked(rows) is None else _each(rows))
-    elif attempt.is_large and again:
-        # It may have shrunk.
-        sizes.saw(attempt.search.prefix, None)
+def _remember_size(
+    attempt: Attempt,
+    rows: Rows,
+    next_attempts: tuple[Attempt, ...],
+    large_namespaces: LargeNamespaces,
+) -> None:
+    if not (attempt.is_exact or attempt.assume_large):
+        outcome = _outcome(rows)
+        is_small = outcome.scanned is None
+        large_namespaces.remember(
+            attempt.search.prefix, None if is_small else outcome.vectors_per_item
+        )
+    elif attempt.assume_large and next_attempts:
+        # The namespace may have shrunk: count it at the next search.
+        large_namespaces.remember(attempt.search.prefix, None)
 
 
 def _found(rows: Rows) -> Rows:
-    """Those that hold an item: there is always one that says how the search went."""
+    """The rows that hold an item; one without an item only reports on an index scan."""
     return Rows([row for row in rows if row[0] is not None])
 
 
-def _walked(rows: Rows) -> int | None:
-    """How many vectors a walk met, 0 for all it can reach; ``None`` after a comparison of few."""
-    walked: int | None = rows[0][7]
-    return walked
+def _outcome(rows: Rows) -> FoundRow:
+    """How a search went, which each of its rows tells; there is always one."""
+    return FoundRow(*rows[0])
 
 
-def _each(rows: Rows) -> float:
-    """How many vectors an item has, as the server thinks."""
-    each: float = rows[0][8]
-    return each
-
-
-def _sent(
-    attempts: Sequence[Attempt], vectors: Mapping[str, Vector | HalfVector], layout: StoreTables
+def _statements(
+    attempts: Sequence[Attempt], vectors: Mapping[str, Vector | HalfVector], tables: StoreTables
 ) -> list[tuple[Attempt | None, Statement]]:
-    """The statements, in order, with the attempt that each makes; what steers makes none.
+    """The statements in order, each with its attempt; planner settings come with none.
 
-    What is not steered goes first. Each walk is steered by its own limit and filter: what it meets,
-    and in which order, is nobody else's business.
+    Exact searches, which need no settings, go first. Each index scan runs under settings for its
+    own limit and filter, so that no search changes what another one finds.
     """
-    sent: list[tuple[Attempt | None, Statement]] = [
-        (attempt, _statement(attempt, vectors, layout)) for attempt in attempts if attempt.is_exact
+    statements: list[tuple[Attempt | None, Statement]] = [
+        (attempt, _statement(attempt, vectors, tables)) for attempt in attempts if attempt.is_exact
     ]
-    walks = [attempt for attempt in attempts if not attempt.is_exact]
+    scans = [attempt for attempt in attempts if not attempt.is_exact]
     last = None
-    for limit, is_filtered, walk in sorted(map(_paced, walks), key=itemgetter(0, 1)):
-        steered = steering(layout, limit, is_filtered=is_filtered)
-        if steered != last:
-            sent.append((None, steered))
-        sent.append((walk, _statement(walk, vectors, layout)))
-        last = steered
-    return sent
+    for limit, is_filtered, scan in sorted(map(_settings_key, scans), key=itemgetter(0, 1)):
+        settings = planner_settings(tables, limit, is_filtered=is_filtered)
+        if settings != last:
+            statements.append((None, settings))
+        statements.append((scan, _statement(scan, vectors, tables)))
+        last = settings
+    return statements
 
 
-def _paced(walk: Attempt) -> tuple[int, bool, Attempt]:
-    return walk.search.op.limit, walk.search.condition.sql != "true", walk
+def _settings_key(scan: Attempt) -> tuple[int, bool, Attempt]:
+    return scan.search.op.limit, scan.search.condition.sql != "true", scan
 
 
 def _statement(
-    attempt: Attempt, vectors: Mapping[str, Vector | HalfVector], layout: StoreTables
+    attempt: Attempt, vectors: Mapping[str, Vector | HalfVector], tables: StoreTables
 ) -> Statement:
     search = attempt.search
     params = search.params | {
         "query": vectors[search.query or ""],
         "needed": search.needed,
-        "breadth": attempt.breadth,
-        "each": attempt.each,
+        "scan_width": attempt.scan_width,
+        "vectors_per_item": attempt.vectors_per_item,
     }
     condition, is_bounded = search.condition.sql, bool(search.prefix)
     if attempt.is_exact:
-        return Statement(exact(layout, condition, is_bounded=is_bounded), params)
-    text = guided(layout, condition, is_bounded=is_bounded, is_large=attempt.is_large)
+        return Statement(exact(tables, condition, is_bounded=is_bounded), params)
+    text = adaptive_search(
+        tables, condition, is_bounded=is_bounded, assume_large=attempt.assume_large
+    )
     return Statement(text, params)
 
 
 # A count costs a quarter of a search. A namespace that has shrunk meanwhile is still searched
-# completely, for a walk that ends with too few items is followed by a wider one.
+# completely, for an index scan that ends with too few items is followed by a wider one.
 _SEARCHES_PER_COUNT = 100
 _MOST_NAMESPACES = 10_000
 
@@ -159,24 +171,24 @@ class LargeNamespaces:
     """Spares most searches the count of their namespace's vectors, where it is large.
 
     A namespace seen to be large is taken for large in the next hundred searches of it. Safe for
-    any number of threads: a count lost to another thread is a count too many or too few.
+    any number of threads: a count lost to another thread is one count too many or too few.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, int]] = {}
 
-    def each(self, prefix: str) -> float | None:
+    def vectors_per_item(self, prefix: str) -> float | None:
         """How many vectors an item has, if the namespace may be taken for large without a count."""
-        each, left = self._seen.get(prefix, (None, 0))
-        if each is None or not left:
+        vectors_per_item, left = self._seen.get(prefix, (None, 0))
+        if vectors_per_item is None or not left:
             return None
-        self._seen[prefix] = (each, left - 1)
-        return each
+        self._seen[prefix] = (vectors_per_item, left - 1)
+        return vectors_per_item
 
-    def saw(self, prefix: str, each: float | None) -> None:
-        """Note what a count said: how many vectors an item has, ``None`` if there are few."""
+    def remember(self, prefix: str, vectors_per_item: float | None) -> None:
+        """Note a count: how many vectors an item has, ``None`` for a small namespace."""
         self._seen.pop(prefix, None)
-        if each is not None:
+        if vectors_per_item is not None:
             if len(self._seen) >= _MOST_NAMESPACES:
                 self._seen.clear()
-            self._seen[prefix] = (each, _SEARCHES_PER_COUNT)
+            self._seen[prefix] = (vectors_per_item, _SEARCHES_PER_COUNT)

@@ -22,7 +22,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.sql.batch import apart, converse, finish, prepare
+from langgraph_aurora_store.sql.batch import complete, prepare, run, split
 from langgraph_aurora_store.sql.flow import Embed, Rows, Transaction, Vectors
 from langgraph_aurora_store.sql.namespaces import count_under
 from langgraph_aurora_store.sql.tables import StoreTables
@@ -51,7 +51,7 @@ def engine(shared: Engine) -> Engine:
 
 def test_a_flow_can_be_answered_by_hand() -> None:
     """The flow is pure: rows in, items out, whoever got them."""
-    flow = converse([GetOp(("a", "b"), "k"), GetOp(("c",), "k")], LAYOUT)
+    flow = run([GetOp(("a", "b"), "k"), GetOp(("c",), "k")], LAYOUT)
     step = next(flow)
     assert isinstance(step, Transaction)
     (statement,) = step.statements
@@ -66,13 +66,13 @@ def test_a_flow_can_be_answered_by_hand() -> None:
 def test_an_empty_batch_asks_nothing() -> None:
     """Neither a connection nor a vector."""
     with pytest.raises(StopIteration) as stop:
-        next(converse([], LAYOUT))
+        next(run([], LAYOUT))
     assert stop.value.value == []
 
 
 def test_a_batch_embeds_its_texts_and_queries_at_once() -> None:
     """With where each text comes from, for whoever reports on it."""
-    flow = converse(
+    flow = run(
         [
             PutOp(("n",), "b", {"text": "one"}),
             PutOp(("n",), "a", {"text": "two"}),
@@ -93,7 +93,7 @@ def test_a_batch_embeds_its_texts_and_queries_at_once() -> None:
 
 def test_what_fails_in_embedding_leaves_nothing_to_write() -> None:
     """The error passes through the flow, which yields no step more."""
-    flow = converse([PutOp(("n",), "k", {"text": "x"})], LAYOUT)
+    flow = run([PutOp(("n",), "k", {"text": "x"})], LAYOUT)
     next(flow)
     flow.send([Rows()])
     with pytest.raises(OSError, match="no model"):
@@ -114,18 +114,24 @@ def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None
         SearchOp(("old",), query=" ", limit=1),
         PutOp(("gone",), "k", None),
     ]
-    prepared = drive(prepare(ops, engine.layout), engine.connection, embed, engine.steps)
-    parts = apart(prepared, at_most)
+    prepared = drive(prepare(ops, engine.tables), engine.connection, embed, engine.steps)
+    parts = split(prepared, at_most)
     assert len(parts) == min(at_most, (9 + 1 + 5) // 4)
     results: dict[int, Any] = {}
     for part in reversed(parts):
-        done = drive(finish(part, engine.layout, LargeNamespaces()), engine.connection)
-        results |= dict(zip(part.places, done, strict=True))
+        done = drive(complete(part, engine.tables, LargeNamespaces()), engine.connection)
+        results |= dict(zip(part.positions, done, strict=True))
         for key in range(9):
-            places = {place for place in range(14) if place % 9 == key}
-            assert not places & set(part.places) or places <= set(part.places)
+            positions = {position for position in range(14) if position % 9 == key}
+            assert not positions & set(part.positions) or positions <= set(part.positions)
     assert sorted(results) == list(range(len(ops)))
-    assert [results[place][0].key for place in range(14, 19)] == ["k0", "k1", "k2", "k0", "k1"]
+    assert [results[position][0].key for position in range(14, 19)] == [
+        "k0",
+        "k1",
+        "k2",
+        "k0",
+        "k1",
+    ]
     assert (results[19].key, results[20][0].key) == ("k2", "k0")
     values = {item.key: item.value["text"] for item in engine.search("n")}
     assert values == {f"k{i % 9}": f"t{i}" for i in range(14)}
@@ -136,14 +142,14 @@ def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None
 def test_an_operation_of_another_kind_is_refused() -> None:
     """By its name."""
     with pytest.raises(TypeError, match="tuple"):
-        next(converse([("n", "k")], LAYOUT))  # type: ignore[list-item]
+        next(run([("n", "k")], LAYOUT))  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("key", [1, None, "a\x00b"])
 def test_a_key_that_no_item_can_have_is_refused(key: Any) -> None:
     """A get of it is a mistake of the caller's too."""
     with pytest.raises(InvalidItemError, match=r"in \('n',\)"):
-        next(converse([GetOp(("n",), key)], LAYOUT))
+        next(run([GetOp(("n",), key)], LAYOUT))
 
 
 # round trips
@@ -151,12 +157,16 @@ def test_a_key_that_no_item_can_have_is_refused(key: Any) -> None:
 
 def test_gets_of_many_namespaces_are_one_statement(engine: Engine) -> None:
     """Found or not, twice the same or not, each has its answer, and its own value."""
-    places = [((f"n{i}", "x"), f"k{i}") for i in range(10)]
-    engine.run(*(PutOp(ns, key, {"at": [ns[0]]}) for ns, key in places))
-    gets = [GetOp(ns, key) for ns, key in places]
+    positions = [((f"n{i}", "x"), f"k{i}") for i in range(10)]
+    engine.run(*(PutOp(ns, key, {"at": [ns[0]]}) for ns, key in positions))
+    gets = [GetOp(ns, key) for ns, key in positions]
     found = engine.run(*gets, GetOp(("n0", "x"), "none"), gets[0])
     assert [len(run.statements) for run in engine.runs] == [1]
-    assert [item and (item.namespace, item.key) for item in found] == [*places, None, places[0]]
+    assert [item and (item.namespace, item.key) for item in found] == [
+        *positions,
+        None,
+        positions[0],
+    ]
     found[0].value["at"].append("changed")
     assert found[-1].value == {"at": ["n0"]}
 
@@ -363,7 +373,7 @@ def test_more_namespaces_than_are_probed_are_listed(engine: Engine) -> None:
 def test_a_listing_that_means_nothing_is_refused(op: ListNamespacesOp) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError):
-        next(converse([op], LAYOUT))
+        next(run([op], LAYOUT))
 
 
 def test_items_are_counted_by_namespace_and_filter(engine: Engine) -> None:
@@ -378,5 +388,5 @@ def test_items_are_counted_by_namespace_and_filter(engine: Engine) -> None:
         ((), None, 12),
         (("c",), None, 0),
     ):
-        flow = count_under(namespace, engine.layout, filter_)
+        flow = count_under(namespace, engine.tables, filter_)
         assert drive(flow, engine.connection) == expected

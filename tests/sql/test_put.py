@@ -39,7 +39,7 @@ from pydantic import BaseModel
 from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemError
 from langgraph_aurora_store.execution import pgvector_types
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.sql.batch import converse
+from langgraph_aurora_store.sql.batch import run
 from langgraph_aurora_store.sql.flow import Embed, Rows, Transaction, Vectors
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.tables import StoreTables
@@ -221,7 +221,7 @@ def test_a_stack_that_is_full_is_no_recursion_error(engine: Engine) -> None:
         if frames:
             return plan_at(frames - 1)
         with suppress(InvalidItemError):
-            next(converse([PutOp(("n",), "the key", deep(400), index=["$"])], engine.layout))
+            next(run([PutOp(("n",), "the key", deep(400), index=["$"])], engine.tables))
             return True
         return False
 
@@ -261,17 +261,17 @@ def test_the_last_operation_on_a_key_counts(engine: Engine) -> None:
     assert [item and item.value for item in found] == [None, {"v": 3}, {"v": 2}]
 
 
-@pytest.mark.parametrize("place", ["namespace", "key", "field"])
+@pytest.mark.parametrize("position", ["namespace", "key", "field"])
 def test_what_is_too_long_for_an_index_is_named_and_nothing_is_written(
-    engine: Engine, place: str
+    engine: Engine, position: str
 ) -> None:
     """It fails on the server, and the delete and the put before it do not happen either."""
     engine.put("old", {"text": "a"})
     too_long = random.Random(1).randbytes(1400).hex()
     namespace, key, field = ("n",), "the key", "text"
-    if place == "namespace":
+    if position == "namespace":
         namespace = ("n", too_long)
-    elif place == "key":
+    elif position == "key":
         key = too_long
     else:
         field = too_long
@@ -282,7 +282,7 @@ def test_what_is_too_long_for_an_index_is_named_and_nothing_is_written(
             PutOp(namespace, key, {field: SECRET}, index=[field]),
         )
     assert isinstance(caught.value.__cause__, psycopg.errors.ProgramLimitExceeded)
-    assert ("the key" if place != "key" else too_long[:50]) in str(caught.value)
+    assert ("the key" if position != "key" else too_long[:50]) in str(caught.value)
     assert len(str(caught.value)) < 700
     assert SECRET not in str(caught.value)
     assert engine.get("a") is None
@@ -309,7 +309,7 @@ def test_a_limit_that_is_not_the_items_is_the_servers_to_tell(engine: Engine) ->
 
 def test_a_value_too_long_for_jsonb_is_named() -> None:
     """Before it is sent: it would take half a minute to be refused."""
-    flow = converse([PutOp(("n",), "the key", {"a": "x" * 2**28})], StoreTables())
+    flow = run([PutOp(("n",), "the key", {"a": "x" * 2**28})], StoreTables())
     with pytest.raises(InvalidItemError, match=r"'the key' in .* 268435465 characters") as caught:
         next(flow)
     assert len(str(caught.value)) < 200
@@ -435,7 +435,7 @@ def test_a_vector_that_the_parent_wrote_is_not_taken_for_ours(engine: Engine) ->
 def test_another_model_embeds_again(engine: Engine) -> None:
     """The same text under another model's name is another vector."""
     engine.put("k", {"text": "a"})
-    other = engine.with_layout(embedding_id="other")
+    other = engine.with_tables(embedding_id="other")
     other.put("k", {"text": "a"})
     assert other.embedded == ["a"]
     other.put("k", {"text": "a"})
@@ -445,9 +445,7 @@ def test_another_model_embeds_again(engine: Engine) -> None:
 def test_a_vector_replaced_in_between_is_embedded_again(engine: Engine) -> None:
     """Someone else's text of the same key comes between our look and our write."""
     engine.put("k", {"text": "a", "x": "same"}, index=["text", "x"])
-    flow = converse(
-        [PutOp(("n",), "k", {"text": "a", "x": "new"}, index=["text", "x"])], engine.layout
-    )
+    flow = run([PutOp(("n",), "k", {"text": "a", "x": "new"}, index=["text", "x"])], engine.tables)
     look = next(flow)
     assert isinstance(look, Transaction)
     rows = [Rows(engine.connection.execute(s.sql, s.params).fetchall()) for s in look.statements]
@@ -501,7 +499,7 @@ def test_an_unusable_vector_is_named_and_nothing_is_written(
     engine: Engine, answer: Any, complaint: str
 ) -> None:
     """The wrong number, the wrong length, or what is no finite number."""
-    flow = converse([PutOp(("n",), "the key", {"text": SECRET})], engine.layout)
+    flow = run([PutOp(("n",), "the key", {"text": SECRET})], engine.tables)
     next(flow)
     flow.send([Rows()])
     with pytest.raises(EmbeddingResponseError, match=complaint) as caught:
@@ -514,8 +512,8 @@ def test_an_unusable_vector_is_named_and_nothing_is_written(
 @pytest.mark.parametrize("number", [70_000.0, "1.0", None])
 def test_what_halfvec_cannot_hold_is_refused(engine: Engine, number: Any) -> None:
     """Its largest number is 65,504; every version of pgvector-python is asked alike."""
-    halves = engine.with_layout(index=replace(INDEX, vector_type="halfvec"))
-    flow = converse([PutOp(("n",), "k", {"text": SECRET})], halves.layout)
+    halves = engine.with_tables(index=replace(INDEX, vector_type="halfvec"))
+    flow = run([PutOp(("n",), "k", {"text": SECRET})], halves.tables)
     next(flow)
     flow.send([Rows()])
     with pytest.raises(EmbeddingResponseError, match="no number within halfvec's range"):
@@ -524,7 +522,7 @@ def test_what_halfvec_cannot_hold_is_refused(engine: Engine, number: Any) -> Non
 
 def test_a_store_without_an_index_embeds_nothing(engine: Engine) -> None:
     """Neither by default nor where an operation asks for it."""
-    plain = engine.with_layout(index=None)
+    plain = engine.with_tables(index=None)
     plain.put("k", {"text": "a"}, index=["text"])
     assert not plain.embedded
     assert len(plain.runs) == 1
@@ -554,7 +552,7 @@ def test_concurrent_batches_never_deadlock(engine: Engine, aurora: LocalAurora) 
                 pgvector_types.register(
                     connection, connection.execute(pgvector_types.TYPES).fetchall()
                 )
-                mine = Engine(connection, engine.layout)
+                mine = Engine(connection, engine.tables)
                 for turn in range(60):
                     chosen = generator.sample(keys, 6)
                     mine.run(*(_operation(generator, key, turn) for key in chosen))
@@ -598,9 +596,9 @@ def test_rows_are_locked_in_the_order_of_their_keys(
             connection.execute("SET enable_nestloop = off")
             pgvector_types.register(connection, connection.execute(pgvector_types.TYPES).fetchall())
             if isinstance(work, str):
-                drive(delete_under(("n",), engine.layout), connection)
+                drive(delete_under(("n",), engine.tables), connection)
             else:
-                Engine(connection, engine.layout).run(*work)
+                Engine(connection, engine.tables).run(*work)
 
     with ThreadPoolExecutor() as threads, connected(aurora, "writes") as holder:
         with holder.transaction():
@@ -614,9 +612,9 @@ def test_rows_are_locked_in_the_order_of_their_keys(
 
 def test_namespaces_are_deleted_and_listed_in_the_order_of_code_points(engine: Engine) -> None:
     """As batches write and memory lists. The database of the tests has no other order to show."""
-    (deletion,) = next(delete_under(("n",), engine.layout)).statements
+    (deletion,) = next(delete_under(("n",), engine.tables)).statements
     assert b'ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"' in deletion.sql
-    *_, listing = next(converse([ListNamespacesOp()], engine.layout)).statements
+    *_, listing = next(run([ListNamespacesOp()], engine.tables)).statements
     assert b'ORDER BY labels COLLATE "C"' in listing.sql
 
 
@@ -745,7 +743,7 @@ def test_what_has_expired_is_gone(engine: Engine) -> None:
             ListNamespacesOp((MatchCondition("prefix", ("n",)),)),
         )
         assert results == [None, [], [], [], []]
-    assert drive(count_under((), engine.layout), engine.connection) == 0
+    assert drive(count_under((), engine.tables), engine.connection) == 0
     assert engine.sql("SELECT count(*) FROM store WHERE expires_at > now()") == [(0,)]
 
 
@@ -754,7 +752,7 @@ def test_what_changes_while_it_is_read_is_not_renewed(engine: Engine, minutes: i
     """Between the read and the renewal its time may run out, or another reader renew it."""
     engine.put("k", {}, ttl=10)
     age(engine, "k", 9)
-    flow = converse([GetOp(("n",), "k")], engine.layout)
+    flow = run([GetOp(("n",), "k")], engine.tables)
     (read,) = next(flow).statements
     rows = engine.connection.execute(read.sql, read.params).fetchall()
     age(engine, "k", -minutes)
@@ -796,7 +794,7 @@ def test_a_reader_that_may_not_write_reads(engine: Engine, aurora: LocalAurora) 
         connection.execute("GRANT SELECT ON store TO looker")
         try:
             connection.execute("SET ROLE looker")
-            (item,) = Engine(connection, engine.layout).run(GetOp(("n",), "k"))
+            (item,) = Engine(connection, engine.tables).run(GetOp(("n",), "k"))
             assert isinstance(item, Item)
         finally:
             connection.execute("RESET ROLE")
@@ -827,12 +825,12 @@ def test_deleting_a_namespace_leaves_its_neighbours(engine: Engine) -> None:
         engine.run(PutOp(labels, "k", {"text": "x"}))
     engine.run(PutOp(("a",), "old", {"text": "x"}, ttl=10))
     age(engine, "old", 11)
-    count = drive(count_under(("a",), engine.layout, {"text": "x"}), engine.connection)
-    deleted = drive(delete_under(("a",), engine.layout), engine.connection)
+    count = drive(count_under(("a",), engine.tables, {"text": "x"}), engine.connection)
+    deleted = drive(delete_under(("a",), engine.tables), engine.connection)
     assert count == deleted == 3
     assert engine.run(ListNamespacesOp()) == [[("%",), ("A",), ("a-b",), ("a_",), ("ab",)]]
     assert engine.sql("SELECT count(*) FROM store_vectors") == [(5,)]
-    assert drive(delete_under(("_",), engine.layout), engine.connection) == 0
+    assert drive(delete_under(("_",), engine.tables), engine.connection) == 0
 
 
 def test_a_large_namespace_is_deleted_in_parts(engine: Engine) -> None:
@@ -842,7 +840,7 @@ def test_a_large_namespace_is_deleted_in_parts(engine: Engine) -> None:
         " SELECT 'big.' || i % 3, 'k' || i, '{}' FROM generate_series(1, 25000) AS i"
     )
     steps: list[Any] = []
-    assert drive(delete_under(("big",), engine.layout), engine.connection, seen=steps) == 25_000
+    assert drive(delete_under(("big",), engine.tables), engine.connection, seen=steps) == 25_000
     assert len(steps) == 3
     assert engine.sql("SELECT count(*) FROM store") == [(0,)]
 
@@ -850,18 +848,18 @@ def test_a_large_namespace_is_deleted_in_parts(engine: Engine) -> None:
 def test_the_empty_namespace_is_not_deleted(engine: Engine) -> None:
     """It holds everything: nobody deletes that by an empty variable."""
     with pytest.raises(InvalidNamespaceError):
-        drive(delete_under((), engine.layout), engine.connection)
+        drive(delete_under((), engine.tables), engine.connection)
 
 
 def test_tables_in_a_schema_with_any_name_work(aurora: LocalAurora) -> None:
     """Quotes, percent signs and braces in the schema's name are part of the name."""
     with made(aurora, "schemas") as engine:
-        odd = engine.with_layout(schema='od%d "{s}"', index=INDEX)
+        odd = engine.with_tables(schema='od%d "{s}"', index=INDEX)
         odd.sql("""CREATE SCHEMA "od%d ""{s}""\"""")
         odd.set_up()
         odd.put("k", {"text": "a"}, ttl=5)
         assert odd.get("k") is not None
         assert odd.search("n", query="a", filter={"text": "a"})[0].key == "k"
         assert odd.run(ListNamespacesOp(max_depth=1)) == [[("n",)]]
-        assert drive(delete_under(("n",), odd.layout), odd.connection) == 1
+        assert drive(delete_under(("n",), odd.tables), odd.connection) == 1
         assert engine.get("k") is None

@@ -188,9 +188,9 @@ def test_only_so_many_namespaces_are_remembered() -> None:
     """They would pile up; those that are forgotten are counted again."""
     sizes = LargeNamespaces()
     for number in range(10_001):
-        sizes.saw(f"n{number}", 1.0)
-    assert sizes.each("n0") is None
-    assert sizes.each("n10000") == 1.0
+        sizes.remember(f"n{number}", 1.0)
+    assert sizes.vectors_per_item("n0") is None
+    assert sizes.vectors_per_item("n10000") == 1.0
 
 
 def test_what_was_counted_tells_how_far_to_walk(engine: Engine) -> None:
@@ -199,7 +199,7 @@ def test_what_was_counted_tells_how_far_to_walk(engine: Engine) -> None:
     for _ in range(3):
         assert len(engine.search("n", query="[1, 0, 0, 0]")) == 10
         assert len(engine.runs) == 1
-    assert engine.sizes.each("n") == 15
+    assert engine.sizes.vectors_per_item("n") == 15
 
 
 def test_a_page_behind_a_filter_follows_the_tables_growth(engine: Engine) -> None:
@@ -241,7 +241,7 @@ def test_a_search_looks_further_in_an_index_built_with_less_care(
     crowd: Crowd, built_with: int | None, limit: int, expected: int
 ) -> None:
     """Such as the parent's; and as far as the limit asks."""
-    engine = crowd.engine.with_layout(ef_construction=built_with)
+    engine = crowd.engine.with_tables(ef_construction=built_with)
     engine.search("users", "large", query=QUERIES[0], limit=limit)
     params = engine.runs[0].statements[0].params
     assert isinstance(params, Mapping)
@@ -298,7 +298,7 @@ def test_a_search_finds_as_much_without_iterative_scans(
     crowd: Crowd, changes: dict[str, Any], name: str | None
 ) -> None:
     """On pgvector before 0.8, without an index, or with another than the configured one."""
-    engine = crowd.engine.with_layout(**changes)
+    engine = crowd.engine.with_tables(**changes)
     namespace = ("users", name) if name else ()
     for filter_ in (None, {"n": {"$lt": 20}}):
         items = engine.search(*namespace, query=QUERIES[0], limit=50, filter=filter_)
@@ -325,7 +325,7 @@ def test_each_kind_of_index_serves(aurora: LocalAurora, vector_type: Any, kind: 
 def test_a_search_asks_enough_lists_of_an_ivfflat(crowd: Crowd) -> None:
     """The server's own default is one of a hundred, whose vectors are few of the nearest."""
     index = IndexSettings(dims=DIMS, kind="ivfflat")
-    engine = crowd.engine.with_layout(index=index, lists=100)
+    engine = crowd.engine.with_tables(index=index, lists=100)
     engine.sql("DROP INDEX store_vectors_embedding_idx")
     engine.sql(
         "CREATE INDEX lists ON store_vectors USING ivfflat (embedding vector_cosine_ops)"
@@ -492,7 +492,7 @@ def test_ties_that_are_walked_have_one_order(engine: Engine) -> None:
 def test_the_order_of_ties_is_no_language_s(crowd: Crowd) -> None:
     """The same on every server, and after an upgrade of the operating system's collations."""
     crowd.engine.run(SearchOp((), query=QUERIES[0]), SearchOp(("users",)), SearchOp((), limit=3))
-    compared = crowd.engine.with_layout(index=IndexSettings(dims=DIMS, kind="flat"))
+    compared = crowd.engine.with_tables(index=IndexSettings(dims=DIMS, kind="flat"))
     compared.search(query=QUERIES[0], filter={"n": 2000})
     texts = [
         str(statement.sql)
@@ -542,7 +542,7 @@ def test_a_search_filters_with_and_without_a_query(engine: Engine) -> None:
 def test_a_query_without_an_index_says_so(engine: Engine) -> None:
     """Nothing could be searched by meaning, and nothing else was asked for."""
     with pytest.raises(ConfigurationError, match="index="):
-        engine.with_layout(index=None).search("n", query="x")
+        engine.with_tables(index=None).search("n", query="x")
 
 
 def test_a_query_that_is_no_text_is_refused(engine: Engine) -> None:

@@ -100,9 +100,9 @@ def test_one_process_sweeps_at_a_time(database, owner):
 def test_each_schema_has_a_turn_of_its_own(database, owner):
     """A sweep of one store does not keep another one of the same database waiting."""
     here, there = StoreTables(schema='it\'s "1%"'), StoreTables(schema='it\'s "2%"')
-    for layout in (here, there):
-        drive(setup(layout), owner)
-        put(owner, 5, prefix="old", minutes=-1, table=layout.store)
+    for tables in (here, there):
+        drive(setup(tables), owner)
+        put(owner, 5, prefix="old", minutes=-1, table=tables.store)
     with connect(database.owner_dsn) as other, other.transaction():
         (statement,) = next(sweep(here)).statements
         other.execute(*statement)

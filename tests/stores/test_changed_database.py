@@ -62,9 +62,9 @@ async def test_an_older_pgvector_is_asked_for_what_it_knows(
     (told,) = [record.getMessage() for record in warnings if "pgvector" in record.name + record.msg]
     assert "pgvector 0.7.4" in told
     assert "ALTER EXTENSION vector UPDATE" in told
-    layout = twin.store._operations._ready
-    assert layout is not None
-    assert layout.iterative_scan is False
+    tables = twin.store._operations._ready
+    assert tables is not None
+    assert tables.iterative_scan is False
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.execution import pgvector_types
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.sql.batch import converse
+from langgraph_aurora_store.sql.batch import run
 from langgraph_aurora_store.sql.flow import Embed, Step, Transaction
 from langgraph_aurora_store.sql.schema.setup import setup
 from langgraph_aurora_store.sql.tables import StoreTables
@@ -28,22 +28,22 @@ INDEX = IndexSettings(dims=DIMS, fields=("text",))
 
 
 class Engine:
-    """A layout on a connection; ``steps`` holds what the last batch yielded."""
+    """A tables on a connection; ``steps`` holds what the last batch yielded."""
 
-    def __init__(self, connection: psycopg.Connection, layout: StoreTables) -> None:
+    def __init__(self, connection: psycopg.Connection, tables: StoreTables) -> None:
         self.connection = connection
-        self.layout = layout
+        self.tables = tables
         self.sizes = LargeNamespaces()
         self.steps: list[Step] = []
 
     def run(self, *ops: Op) -> list[Result]:
         self.steps = []
-        return drive(converse(ops, self.layout, self.sizes), self.connection, embed, self.steps)
+        return drive(run(ops, self.tables, self.sizes), self.connection, embed, self.steps)
 
     def set_up(self) -> None:
         """Unprepared: psycopg 3.3 loses count of its statements when a pipeline alters a table."""
         self.connection.prepare_threshold = None
-        drive(setup(self.layout), self.connection)
+        drive(setup(self.tables), self.connection)
         self.connection.prepare_threshold = 0
 
     def put(self, key: str, value: dict[str, Any] | None, **options: Any) -> None:
@@ -69,8 +69,8 @@ class Engine:
         """The documents the last batch asked to embed."""
         return [text for step in self.steps if isinstance(step, Embed) for text in step.documents]
 
-    def with_layout(self, **changes: Any) -> Engine:
-        return Engine(self.connection, replace(self.layout, **changes))
+    def with_tables(self, **changes: Any) -> Engine:
+        return Engine(self.connection, replace(self.tables, **changes))
 
 
 def embed(texts: Sequence[str]) -> list[list[float]]:

@@ -59,49 +59,49 @@ _OPTIONAL = """\
 --   CREATE INDEX CONCURRENTLY store_value_idx ON {store} USING gin (value jsonb_path_ops);"""
 
 
-def ddl(layout: StoreTables, *, role: str | None = None, concurrently: bool = True) -> str:
-    """The script that makes, or completes, what the layout needs.
+def ddl(tables: StoreTables, *, role: str | None = None, concurrently: bool = True) -> str:
+    """The script that makes, or completes, what the tables needs.
 
     It can be run any number of times, and also records the versions, so that afterwards neither
     our ``setup()`` nor the parent's finds anything to do.
 
     Args:
-        layout: the tables and their settings; without a ``schema`` the script makes them in the
+        tables: the tables and their settings; without a ``schema`` the script makes them in the
             first schema of the search path it is run under.
         role: the store's role, which is granted what it needs; ``None`` leaves the grants as
             comments.
         concurrently: builds indexes while the tables are in use, which cannot be done inside a
             transaction: pass ``False`` for a tool that runs the script as one.
     """
-    names = Names(layout.schema, None)
-    wanted = parts(layout.index, names)
+    names = Names(tables.schema, None)
+    wanted = parts(tables.index, names)
     indexes = [part for part in wanted if part.kind == "index"]
     blocks = [
         _HEADER,
-        *_prerequisites(layout),
+        *_prerequisites(tables),
         *(_ended(part.create(names)) for part in wanted if part.kind != "index"),
-        *_indexes(layout, indexes, names, concurrently=concurrently),
-        _grants(layout, [part.table for part in wanted if part.kind == "table"], names, role),
+        *_indexes(tables, indexes, names, concurrently=concurrently),
+        _grants(tables, [part.table for part in wanted if part.kind == "table"], names, role),
         _OPTIONAL.format(store=names.table(STORE).as_string()),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _prerequisites(layout: StoreTables) -> Iterator[str]:
-    if layout.schema is not None:
-        schema = sql.Identifier(layout.schema)
+def _prerequisites(tables: StoreTables) -> Iterator[str]:
+    if tables.schema is not None:
+        schema = sql.Identifier(tables.schema)
         yield _ended(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
-    if layout.index:
+    if tables.index:
         yield "CREATE EXTENSION IF NOT EXISTS vector;"
         yield _SEE_PGVECTOR
 
 
 def _indexes(
-    layout: StoreTables, indexes: list[SchemaObject], names: Names, *, concurrently: bool
+    tables: StoreTables, indexes: list[SchemaObject], names: Names, *, concurrently: bool
 ) -> Iterator[str]:
     """The indexes, and then the record of all that is made."""
-    yield _drop_invalid(layout, indexes)
-    index = layout.index
+    yield _drop_invalid(tables, indexes)
+    index = tables.index
     indexed = index is not None and index.kind == "hnsw"
     for part in indexes:
         statement = _ended(part.create(names, concurrently=concurrently))
@@ -111,19 +111,19 @@ def _indexes(
     yield from map(_ended, recording(names, records(index, indexed=indexed)))
 
 
-def _drop_invalid(layout: StoreTables, indexes: list[SchemaObject]) -> str:
-    tables = dict.fromkeys(regclass_name(layout, part.table) for part in indexes)
-    located = sql.SQL(", ").join(sql.SQL("to_regclass({})").format(it) for it in tables)
+def _drop_invalid(tables: StoreTables, indexes: list[SchemaObject]) -> str:
+    named_tables = dict.fromkeys(regclass_name(tables, part.table) for part in indexes)
+    located = sql.SQL(", ").join(sql.SQL("to_regclass({})").format(it) for it in named_tables)
     named = sql.SQL(", ").join(part.name for part in indexes)
     return _ended(sql.SQL(_DROP_INVALID).format(tables=located, indexes=named))
 
 
-def _grants(layout: StoreTables, tables: list[str], names: Names, role: str | None) -> str:
+def _grants(tables: StoreTables, table_names: list[str], names: Names, role: str | None) -> str:
     """What the store's role needs: to read and write memories, and to see what was recorded."""
     grants: list[sql.Composable] = []
-    if layout.schema is not None:
-        grants.append(sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(layout.schema)))
-    for table in tables:
+    if tables.schema is not None:
+        grants.append(sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(tables.schema)))
+    for table in table_names:
         rights = "SELECT" if table in VERSIONS else "SELECT, INSERT, UPDATE, DELETE"
         grants.append(sql.SQL(rights + " ON {}").format(names.table(table)))
     if role is None:

@@ -68,23 +68,23 @@ class SchemaDiff:
         return recording(self.names, self.records)
 
 
-def inspect_diff(layout: StoreTables) -> Flow[SchemaDiff]:
-    """Compare the database with the layout, reading only.
+def inspect_diff(tables: StoreTables) -> Flow[SchemaDiff]:
+    """Compare the database with the tables, reading only.
 
     Raises:
         SchemaDriftError: the vectors are of another shape than the index configuration says.
         SchemaError: there is no schema to put tables in, or pgvector is too old.
     """
-    found = yield from inspect(layout)
+    found = yield from inspect(tables)
     if found.schema is None:
         raise SchemaError(
             f"no schema of database {found.database!r} is on the search path; pass schema="
         )
-    refuse_drift(layout.index, found)
-    if layout.index and found.pgvector:
-        _refuse_old_pgvector(layout.index, found)
-    recorded, vectors = yield from _contents(layout.index, found)
-    return compute_diff(layout.index, found, recorded=recorded, vectors=vectors)
+    refuse_drift(tables.index, found)
+    if tables.index and found.pgvector:
+        _refuse_old_pgvector(tables.index, found)
+    recorded, vectors = yield from _contents(tables.index, found)
+    return compute_diff(tables.index, found, recorded=recorded, vectors=vectors)
 
 
 def compute_diff(
@@ -109,10 +109,10 @@ def compute_diff(
 def _contents(index: IndexSettings | None, found: DatabaseState) -> Flow[tuple[set[Record], int]]:
     """The versions recorded so far and, where it matters, the number of embeddings."""
     names = Names(found.schema, None)
-    tables = [table for table in VERSIONS if table in found.tables]
+    version_tables = [table for table in VERSIONS if table in found.tables]
     queries = [
         sql.SQL("SELECT {} FROM {}").format(sql.Identifier(version_column(it)), names.table(it))
-        for it in tables
+        for it in version_tables
     ]
     counts = index is not None and index.kind == "ivfflat" and not found.embedding_indexes
     if counts and VECTORS in found.tables:
@@ -120,8 +120,10 @@ def _contents(index: IndexSettings | None, found: DatabaseState) -> Flow[tuple[s
     if not queries:
         return set(), 0
     replies = yield Transaction(tuple(Statement(as_text(query)) for query in queries))
-    rows = [(table, row) for table, reply in zip(tables, replies, strict=False) for row in reply]
-    vectors = replies[-1][0][0] if len(replies) > len(tables) else 0
+    rows = [
+        (table, row) for table, reply in zip(version_tables, replies, strict=False) for row in reply
+    ]
+    vectors = replies[-1][0][0] if len(replies) > len(version_tables) else 0
     return {Record(table, row[0]) for table, row in rows}, vectors
 
 
@@ -155,7 +157,7 @@ _EXPECTED = {
 }
 
 
-def check(layout: StoreTables) -> Flow[DatabaseState]:
+def check(tables: StoreTables) -> Flow[DatabaseState]:
     """Make sure, at first use, that the store can work on this database.
 
     One round trip, which only reads the catalogs. A missing index is a warning in the log: the
@@ -167,9 +169,9 @@ def check(layout: StoreTables) -> Flow[DatabaseState]:
         SchemaDriftError: the vectors are of another shape than the index configuration says.
         SchemaError: a table of that name is not a LangGraph store's.
     """
-    found = yield from inspect(layout)
-    refuse_drift(layout.index, found)
-    wanted = parts(layout.index, Names(found.schema, found.pgvector_schema))
+    found = yield from inspect(tables)
+    refuse_drift(tables.index, found)
+    wanted = parts(tables.index, Names(found.schema, found.pgvector_schema))
     missing = [part for part in wanted if not part.is_in(found)]
     if absent := [it for it in missing if it.table in _EXPECTED and it.kind != "index"]:
         raise SchemaMissingError(

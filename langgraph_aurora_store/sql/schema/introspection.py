@@ -144,27 +144,28 @@ class DatabaseState:
         return int(given[name]) if name in given else None
 
 
-def regclass_name(layout: StoreTables, table: str) -> str:
+def regclass_name(tables: StoreTables, table: str) -> str:
     """The table's name as ``to_regclass`` reads it, to be passed as a parameter."""
-    return sql.Identifier(*filter(None, (layout.schema, table))).as_string()
+    return sql.Identifier(*filter(None, (tables.schema, table))).as_string()
 
 
 def inspect(
-    layout: StoreTables,
+    tables: StoreTables,
     *,
-    tables: Sequence[str] = TABLES,
+    table_names: Sequence[str] = TABLES,
     main_table: str = STORE,
     large_table: str = VECTORS,
 ) -> Flow[DatabaseState]:
     """Read what is there, in one round trip that writes nothing and needs no privilege.
 
-    ``main_table`` tells which schema of the search path holds the ``tables``, and the rights to
+    ``main_table`` tells which schema of the search path holds the ``table_names``, and the rights
+    to
     ``large_table`` are read too.
     """
-    names = [regclass_name(layout, table) for table in tables]
-    large, main = regclass_name(layout, large_table), regclass_name(layout, main_table)
-    marks = regclass_name(layout, WRITE_MARKS)
-    place_of = (large, large, marks, layout.schema, main)
+    names = [regclass_name(tables, table) for table in table_names]
+    large, main = regclass_name(tables, large_table), regclass_name(tables, main_table)
+    marks = regclass_name(tables, WRITE_MARKS)
+    place_of = (large, large, marks, tables.schema, main)
     (place,), columns, indexes = yield Transaction(
         (
             Statement(_PLACE, place_of),

@@ -70,15 +70,15 @@ SELECT set_config(name, setting, false) FROM unnest(%s::text[], %s::text[]) AS x
 """
 
 
-def setup(layout: StoreTables) -> Flow[DatabaseState]:
+def setup(tables: StoreTables) -> Flow[DatabaseState]:
     """Make what is missing, and return what ``check`` would.
 
     Raises:
         SchemaDriftError: the vectors are of another shape than the index configuration says.
         SchemaError: as `converge`.
     """
-    done = yield from converge(lambda: inspect_diff(layout))
-    _tell_deferred(layout, done)
+    done = yield from converge(lambda: inspect_diff(tables))
+    _tell_deferred(tables, done)
     return done.found
 
 
@@ -214,14 +214,14 @@ def _cleaned_up(cleanup: Statement, work: Flow[T]) -> Flow[T]:
         raise
 
 
-def _tell_deferred(layout: StoreTables, todo: SchemaDiff) -> None:
-    if layout.index and todo.deferred:
+def _tell_deferred(tables: StoreTables, todo: SchemaDiff) -> None:
+    if tables.index and todo.deferred:
         logger.warning(
             "index %s is not built yet: call setup() again, as the tables' owner, when %s"
             " holds about %d vectors, or run: %s; until then searches are exact and slower",
             todo.deferred.name,
             VECTORS,
-            fewest_vectors(layout.index, 0),
+            fewest_vectors(tables.index, 0),
             todo.deferred.create(todo.names, concurrently=True).as_string(),
         )
 

@@ -73,17 +73,17 @@ def psql(database, script):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=range(len(LAYOUTS)))
-def test_after_the_script_setup_needs_no_rights(database, admin, role, layout):
+@pytest.mark.parametrize("tables", LAYOUTS, ids=range(len(LAYOUTS)))
+def test_after_the_script_setup_needs_no_rights(database, admin, role, tables):
     """Run twice, it leaves what setup() under a plain role finds complete."""
-    script = ddl(layout, role=role)
+    script = ddl(tables, role=role)
     psql(database, script)
     made = relations(admin)
     psql(database, script)
     assert relations(admin) == made
     become(admin, role)
-    drive(setup(layout), admin)
-    drive(check(layout), admin)
+    drive(setup(tables), admin)
+    drive(check(tables), admin)
     assert relations(admin) == made
 
 
@@ -174,8 +174,8 @@ def test_everything_is_in_the_schema(database, admin):
 
 def test_the_statement_of_a_deferred_index_can_be_run(database, admin):
     """An ivfflat index waits for vectors, as a comment."""
-    layout = StoreTables(index=IndexSettings(dims=3, kind="ivfflat", lists=7))
-    script = ddl(layout)
+    tables = StoreTables(index=IndexSettings(dims=3, kind="ivfflat", lists=7))
+    script = ddl(tables)
     psql(database, script)
     (line,) = [it for it in script.splitlines() if it.startswith("-- CREATE INDEX")]
     admin.execute(line.removeprefix("-- "))

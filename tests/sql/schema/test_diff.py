@@ -25,7 +25,7 @@ DIFFERENCES = [
 ]
 
 
-def layout(**settings):
+def tables(**settings):
     return StoreTables(index=IndexSettings(**{**AS_IT_IS, **settings}))
 
 
@@ -33,7 +33,7 @@ def layout(**settings):
 def owner(database):
     """The owner's connection to a database that holds vectors of three dimensions by cosine."""
     with connect(database.owner_dsn) as conn:
-        drive(setup(layout()), conn)
+        drive(setup(tables()), conn)
         yield conn
 
 
@@ -43,7 +43,7 @@ def test_a_difference_is_named_and_nothing_is_touched(owner, flow, settings, mes
     """At setup() and at first use, before a put fails or a search misses."""
     before = relations(owner)
     with pytest.raises(SchemaDriftError, match=message) as caught:
-        drive(flow(layout(**settings)), owner)
+        drive(flow(tables(**settings)), owner)
     assert "configure" in str(caught.value)
     assert "setup()" in str(caught.value)
     assert isinstance(caught.value, psycopg.ProgrammingError)
@@ -53,7 +53,7 @@ def test_a_difference_is_named_and_nothing_is_touched(owner, flow, settings, mes
 @pytest.mark.parametrize(("settings", "message"), DIFFERENCES)
 def test_the_statements_of_the_message_settle_it(owner, settings, message):
     """An operator runs what the message says, then setup(), and the configuration holds."""
-    other = layout(**settings)
+    other = tables(**settings)
     with pytest.raises(SchemaDriftError, match=message) as caught:
         drive(check(other), owner)
     for statement in re.findall(r"(?:DROP|TRUNCATE|ALTER)[^;]*", str(caught.value)):
@@ -67,7 +67,7 @@ def test_vectors_of_the_same_length_survive_a_change_of_type(database, owner):
     with parent(database.owner_dsn) as store:
         store.put(("a",), "k", {"text": "hello"})
     with pytest.raises(SchemaDriftError) as caught:
-        drive(check(layout(vector_type="halfvec")), owner)
+        drive(check(tables(vector_type="halfvec")), owner)
     assert "TRUNCATE" not in str(caught.value)
     for statement in re.findall(r"(?:DROP|ALTER)[^;]*", str(caught.value)):
         owner.execute(statement)
@@ -79,7 +79,7 @@ def test_the_parents_table_differs_like_ours(database):
     with parent(database.owner_dsn, distance_type="l2") as store:
         store.setup()
     with connect(database.owner_dsn) as conn, pytest.raises(SchemaDriftError, match="for 'l2'"):
-        drive(setup(layout()), conn)
+        drive(setup(tables()), conn)
 
 
 def test_a_dropped_extension_is_told_and_the_statements_of_the_message_settle_it(database, owner):
@@ -89,31 +89,31 @@ def test_a_dropped_extension_is_told_and_the_statements_of_the_message_settle_it
         admin.execute("CREATE EXTENSION vector")
     for flow in (setup, check):
         with pytest.raises(SchemaError, match="has lost its column 'embedding'") as caught:
-            drive(flow(layout()), owner)
+            drive(flow(tables()), owner)
     drive(check(StoreTables()), owner)
     owner.execute(*re.findall(r"DROP TABLE [^;]*", str(caught.value)))
-    drive(setup(layout()), owner)
-    drive(check(layout()), owner)
+    drive(setup(tables()), owner)
+    drive(check(tables()), owner)
 
 
 def test_an_index_by_another_name_counts(owner):
     """An operator may have built the right one beside ours, or instead of it."""
     owner.execute("DROP INDEX store_vectors_embedding_idx")
     owner.execute("CREATE INDEX by_hand ON store_vectors USING hnsw (embedding vector_cosine_ops)")
-    drive(setup(layout()), owner)
+    drive(setup(tables()), owner)
     assert index_definition(owner, "store_vectors_embedding_idx") is None
 
 
 def test_one_index_of_several_is_enough(owner):
     """A table may serve two metrics while a team moves from one to the other."""
     owner.execute("CREATE INDEX by_hand ON store_vectors USING hnsw (embedding vector_l2_ops)")
-    drive(check(layout()), owner)
-    drive(check(layout(distance="l2")), owner)
+    drive(check(tables()), owner)
+    drive(check(tables(distance="l2")), owner)
 
 
 def test_build_parameters_are_no_difference(owner):
     """They change how an index was built, not what it answers."""
-    drive(check(layout(m=32, ef_construction=128)), owner)
+    drive(check(tables(m=32, ef_construction=128)), owner)
 
 
 def test_a_store_without_index_works_beside_vectors(owner):

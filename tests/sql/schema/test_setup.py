@@ -188,10 +188,10 @@ def test_a_pgvector_without_halfvec_is_named(admin, owner):
 def test_schema_places_everything(owner, schema):
     """The schema is created, and the search path's stays empty."""
     before = names(owner)
-    layout = StoreTables(schema=schema, index=THREE)
-    drive(setup(layout), owner)
-    drive(check(layout), owner)
-    drive(setup(layout), owner)
+    tables = StoreTables(schema=schema, index=THREE)
+    drive(setup(tables), owner)
+    drive(check(tables), owner)
+    drive(setup(tables), owner)
     assert names(owner) == before
     assert {"store", "store_vectors", "store_vectors_prefix_idx"} <= names(owner, schema)
 
@@ -233,9 +233,9 @@ def test_another_programs_store_table_is_left_alone(owner):
 
 def test_3072_dims_are_halves_with_an_index(owner):
     """What is too long for an index on vector is stored as halfvec and indexed."""
-    layout = StoreTables(index=IndexSettings.from_config({"dims": 3072}))
-    drive(setup(layout), owner)
-    drive(check(layout), owner)
+    tables = StoreTables(index=IndexSettings.from_config({"dims": 3072}))
+    drive(setup(tables), owner)
+    drive(check(tables), owner)
     assert "halfvec_cosine_ops" in index_definition(owner, "store_vectors_embedding_idx")
 
 
@@ -285,14 +285,14 @@ def fill(conn, count):
 
 def test_ivfflat_waits_for_vectors(owner, caplog):
     """Lists made of nothing find nothing: the build is put off, with a warning that says so."""
-    layout = StoreTables(index=IndexSettings(dims=3, kind="ivfflat"))
-    drive(setup(layout), owner)
+    tables = StoreTables(index=IndexSettings(dims=3, kind="ivfflat"))
+    drive(setup(tables), owner)
     assert "not built yet" in caplog.text
     assert "500 vectors" in caplog.text
     assert index_definition(owner, "store_vectors_embedding_idx") is None
     fill(owner, 500)
     caplog.clear()
-    drive(setup(layout), owner)
+    drive(setup(tables), owner)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "WITH (lists='10')" in index_definition(owner, "store_vectors_embedding_idx")
     assert versions(owner, "vector_migrations") == [0, 1, 2]
@@ -300,16 +300,16 @@ def test_ivfflat_waits_for_vectors(owner, caplog):
 
 def test_ivfflat_grown_large_is_no_duty_of_a_plain_role(owner, plain_role, caplog):
     """A role that may not build the index still starts, and the log holds the statement."""
-    layout = StoreTables(index=IndexSettings(dims=3, kind="ivfflat", lists=2))
-    drive(setup(layout), owner)
+    tables = StoreTables(index=IndexSettings(dims=3, kind="ivfflat", lists=2))
+    drive(setup(tables), owner)
     fill(owner, 100)
     owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain")
     caplog.clear()
     with connect(plain_role) as conn:
-        drive(setup(layout), conn)
+        drive(setup(tables), conn)
     (warning,) = [it for it in caplog.records if it.levelno == logging.WARNING]
     owner.execute(warning.getMessage().partition("run: ")[2].partition(";")[0])
-    drive(check(layout), owner)
+    drive(check(tables), owner)
     assert index_definition(owner, "store_vectors_embedding_idx")
 
 

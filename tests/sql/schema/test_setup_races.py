@@ -67,11 +67,11 @@ def until(conn, query, params=()):
     raise AssertionError(query)
 
 
-def assert_complete(conn, layout=WITH_VECTORS):
+def assert_complete(conn, tables=WITH_VECTORS):
     """Everything is there and valid, and nobody holds a lock."""
     made = relations(conn)
-    drive(check(layout), conn)
-    assert drive(setup(layout), conn)
+    drive(check(tables), conn)
+    assert drive(setup(tables), conn)
     assert relations(conn) == made
     assert not conn.execute("SELECT 1 FROM pg_index WHERE NOT indisvalid").fetchall()
     assert advisory_locks(conn) == 0
@@ -161,10 +161,10 @@ def failing(flow, after):
 
 def incomplete(conn, schema, start):
     """A schema in one of the states that setup() begins from."""
-    layout = StoreTables(schema=schema, index=THREE)
+    tables = StoreTables(schema=schema, index=THREE)
     if start == "nothing":
-        return layout
-    drive(setup(layout), conn)
+        return tables
+    drive(setup(tables), conn)
     if start == "no indexes":
         conn.execute(
             f"DROP INDEX {schema}.store_prefix_idx, {schema}.idx_store_expires_at,"
@@ -173,22 +173,22 @@ def incomplete(conn, schema, start):
         conn.execute(f"DELETE FROM {schema}.aurora_store_migrations")
     if start == "no columns":
         conn.execute(f"ALTER TABLE {schema}.store DROP COLUMN lifetime")
-    return layout
+    return tables
 
 
 @pytest.mark.parametrize("start", ["nothing", "no columns", "no indexes"])
 def test_a_process_killed_at_any_step_leaves_what_the_next_completes(database, owner, start):
     """Its connection is gone before the n-th step, for each n until it gets to the end."""
     for n in range(100):
-        layout = incomplete(owner, f"killed_{n}", start)
+        tables = incomplete(owner, f"killed_{n}", start)
         with connect(database.owner_dsn) as conn:
             try:
-                drive(dying(setup(layout), n), conn)
+                drive(dying(setup(tables), n), conn)
                 break
             except Killed:
                 pass
-        drive(setup(layout), owner)
-        assert_complete(owner, layout)
+        drive(setup(tables), owner)
+        assert_complete(owner, tables)
     assert n > 3
 
 
@@ -196,18 +196,18 @@ def test_a_process_killed_at_any_step_leaves_what_the_next_completes(database, o
 def test_a_failure_at_any_step_is_raised_and_unlocks(database, owner, start):
     """The driver's error comes out as it was, and the session keeps neither lock nor setting."""
     for n in range(100):
-        layout = incomplete(owner, f"failed_{n}", start)
+        tables = incomplete(owner, f"failed_{n}", start)
         with connect(database.owner_dsn, options="-c statement_timeout=90s") as conn:
             try:
-                drive(failing(setup(layout), n), conn)
+                drive(failing(setup(tables), n), conn)
                 break
             except errors.QueryCanceled as exc:
                 reason = str(exc)
             assert reason == "the n-th step failed"
             assert advisory_locks(conn) == 0
             assert conn.execute("SHOW statement_timeout").fetchone() == ("90s",)
-        drive(setup(layout), owner)
-        assert_complete(owner, layout)
+        drive(setup(tables), owner)
+        assert_complete(owner, tables)
     assert n > 3
 
 
