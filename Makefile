@@ -15,15 +15,18 @@ LOWEST_TESTS := tests/sql tests/connect tests/execution tests/stores tests/embed
 PGVECTOR_TESTS := tests/sql tests/execution tests/stores/test_contract.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-pgvector lint bench clean
+.PHONY: help dev demo test test-lowest test-pgvector lint bench clean
 
 help:
+	@echo "make dev    an environment with everything, and nothing run"
 	@echo "make demo   an agent remembers in one process and recalls in another, on a local Aurora"
 	@echo "make test   the tests, on the same (ARGS='tests/sql -k put', PYTHON=/path/to/python3.13)"
 	@echo "make lint   style and types"
 	@echo "make bench  this store beside LangGraph's PostgresStore, measured"
 	@echo "make test-lowest    the store's tests with the oldest libraries that pyproject.toml allows"
 	@echo "make test-pgvector  the tests of vectors with each series of pgvector-python"
+
+dev: $(VENV)/.upstream
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/quickstart/demo.py
