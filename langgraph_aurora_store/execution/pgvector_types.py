@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from psycopg import BaseConnection
+from psycopg.adapt import Dumper
 from psycopg.types import TypeInfo
 
 from langgraph_aurora_store.sql.vector_values import vector_classes
@@ -63,4 +65,10 @@ def register(connection: BaseConnection[Any], types: Iterable[tuple[Any, ...]]) 
         connection.adapters.types.add(TypeInfo(name, oid, array_oid))
         cls, *dumpers = classes[name]
         for dumper in dumpers:
-            connection.adapters.register_dumper(cls, type(dumper.__name__, (dumper,), {"oid": oid}))
+            connection.adapters.register_dumper(cls, _with_oid(dumper, oid))
+
+
+@lru_cache(maxsize=1024)
+def _with_oid(dumper: type[Dumper], oid: int) -> type[Dumper]:
+    """A dumper of a type by its OID; cached, as psycopg 3.3 keeps each class that it uses."""
+    return type(dumper.__name__, (dumper,), {"oid": oid})
