@@ -63,12 +63,12 @@ class Condition(NamedTuple):
     params: dict[str, object]
 
 
-def by_condition(build: Callable[..., bytes]) -> Callable[..., bytes]:
+def by_condition(build: Callable[..., str]) -> Callable[..., str]:
     """Remember the statements built last, unless their condition is long: those would pile up."""
     remembered = lru_cache(maxsize=256)(build)
 
     @wraps(build)
-    def statement(tables: StoreTables, condition: str, **scope: bool) -> bytes:
+    def statement(tables: StoreTables, condition: str, **scope: bool) -> str:
         choice = remembered if len(condition) <= _LONGEST_REMEMBERED else build
         return choice(tables, condition, **scope)
 

@@ -40,7 +40,7 @@ class Marking(NamedTuple):
 class Statement(NamedTuple):
     """One SQL statement and its parameters, as ``cursor.execute`` takes them."""
 
-    sql: str | bytes | SQL | Composed
+    sql: str | SQL | Composed
     params: Params = ()
 
 

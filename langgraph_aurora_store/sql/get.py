@@ -94,8 +94,8 @@ def refresh(to_refresh: Sequence[Address], tables: StoreTables) -> Statement:
 
 
 class _Texts(NamedTuple):
-    get: bytes
-    refresh: bytes
+    get: str
+    refresh: str
 
 
 @lru_cache
@@ -107,4 +107,4 @@ def _texts(tables: StoreTables) -> _Texts:
         "lifetime": LIFETIME,
     }
     names["addresses"] = ADDRESSES
-    return _Texts(_GET.format(**names).encode(), _REFRESH.format(**names).encode())
+    return _Texts(_GET.format(**names), _REFRESH.format(**names))

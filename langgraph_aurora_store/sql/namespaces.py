@@ -70,7 +70,7 @@ ORDER BY labels COLLATE "C" LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 """
 
 # The planner's estimate is of the whole table, which is seldom read: compiling code is wasted.
-PLANNER_SETTINGS = Statement(b"SELECT set_config('jit', 'off', true)")
+PLANNER_SETTINGS = Statement("SELECT set_config('jit', 'off', true)")
 
 _ITSELF = """
 UNION ALL (SELECT s.prefix FROM {store} AS s WHERE s.prefix = %(prefix)s::text AND {alive} LIMIT 1)
@@ -134,7 +134,7 @@ def count_under(
     names = {"store": tables.store, "alive": ALIVE, "condition": condition.sql}
     text = _COUNT.format(under=under("s.prefix") if prefix else "true", **names)
     params = condition.params | (span_of(prefix_of(prefix)) if prefix else {})
-    ((row,),) = yield Transaction((Statement(text.encode(), params),))
+    ((row,),) = yield Transaction((Statement(text, params),))
     return int(row[0])
 
 
@@ -190,19 +190,19 @@ def _pattern(condition: MatchCondition) -> str:
 
 
 @lru_cache
-def _list(tables: StoreTables, *, is_bounded: bool, matches: bool) -> bytes:
+def _list(tables: StoreTables, *, is_bounded: bool, matches: bool) -> str:
     names = {"store": tables.store, "alive": ALIVE}
     return _LIST.format(
         within="s.prefix ~<~ %(beyond)s::text" if is_bounded else "true",
         itself=_ITSELF.format(**names) if is_bounded else "",
         matches="n.prefix ~ ALL (%(patterns)b::text[])" if matches else "true",
         **names,
-    ).encode()
+    )
 
 
 @lru_cache
-def _delete(tables: StoreTables) -> bytes:
+def _delete(tables: StoreTables) -> str:
     names = {"store": tables.store, "under": under("s.prefix"), "alive": ALIVE}
     marks = counting_mark(tables, counts=_COUNTS, rows="deleted")
     names |= {"mark": f",\n{marks}" if marks else "", "counts": _COUNTS}
-    return _DELETE.format(most=_ROWS_PER_DELETE, **names).encode()
+    return _DELETE.format(most=_ROWS_PER_DELETE, **names)

@@ -269,13 +269,13 @@ def _kept(texts: Sequence[Text]) -> dict[str, list[object]]:
 
 
 class _Texts(NamedTuple):
-    upsert: bytes
-    delete: bytes
-    marked_delete: bytes
-    known: bytes
-    still_known: bytes
-    delete_stale_vectors: bytes
-    upsert_vectors: bytes
+    upsert: str
+    delete: str
+    marked_delete: str
+    known: str
+    still_known: str
+    delete_stale_vectors: str
+    upsert_vectors: str
 
 
 @lru_cache
@@ -292,11 +292,11 @@ def _sql(tables: StoreTables) -> _Texts:
     }
     known, marks = _KNOWN.format(**names), mark(tables)
     return _Texts(
-        (f"WITH {marks}" + _UPSERT.format(**names) if marks else _UPSERT.format(**names)).encode(),
-        _DELETE.format(mark="", **names).encode(),
-        _DELETE.format(mark=f"{marks},\n" if marks else "", **names).encode(),
-        known.encode(),
-        _STILL_KNOWN.format(known=known).encode(),
-        _DELETE_STALE_VECTORS.format(**names).encode(),
-        _UPSERT_VECTORS.format(**names).encode(),
+        (f"WITH {marks}" + _UPSERT.format(**names) if marks else _UPSERT.format(**names)),
+        _DELETE.format(mark="", **names),
+        _DELETE.format(mark=f"{marks},\n" if marks else "", **names),
+        known,
+        _STILL_KNOWN.format(known=known),
+        _DELETE_STALE_VECTORS.format(**names),
+        _UPSERT_VECTORS.format(**names),
     )

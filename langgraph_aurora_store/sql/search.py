@@ -34,7 +34,7 @@ LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 
 # The one plan for all namespaces is the right one for all but the largest: an index on the prefix,
 # a sort, and no worker processes, whose start takes longer than most searches.
-_PLANNER_SETTINGS = b"""
+_PLANNER_SETTINGS = """
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('jit', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true)
 """
@@ -144,7 +144,7 @@ def _best_score(tables: StoreTables) -> float:
 
 
 @by_condition
-def _recent(tables: StoreTables, condition: str, *, is_bounded: bool) -> bytes:
+def _recent(tables: StoreTables, condition: str, *, is_bounded: bool) -> str:
     within = under("s.prefix") if is_bounded else "true"
     names = {"store": tables.store, "to_refresh": NEEDS_REFRESH, "alive": ALIVE}
-    return _RECENT.format(within=within, condition=condition, **names).encode()
+    return _RECENT.format(within=within, condition=condition, **names)

@@ -198,7 +198,7 @@ def planner_settings(tables: StoreTables, limit: int, *, is_filtered: bool) -> S
 
 
 @lru_cache
-def _planner_settings_text(tables: StoreTables) -> bytes:
+def _planner_settings_text(tables: StoreTables) -> str:
     settings, index = dict(_PLANNER_SETTINGS), tables.indexed
     if index.kind == "hnsw":
         settings["hnsw.ef_search"] = "%(ef_search)s"
@@ -212,13 +212,13 @@ def _planner_settings_text(tables: StoreTables) -> bytes:
         settings["hnsw.scan_mem_multiplier"] = "'8'"
     calls = (f"set_config('{name}', {value}, true)" for name, value in settings.items())
     # The settings' values are of no use to the caller, so no row is sent.
-    return f"SELECT WHERE concat({', '.join(calls)}) IS NULL".encode()
+    return f"SELECT WHERE concat({', '.join(calls)}) IS NULL"
 
 
 @by_condition
 def adaptive_search(
     tables: StoreTables, condition: str, *, is_bounded: bool, assume_large: bool
-) -> bytes:
+) -> str:
     """Compare all of a small namespace, or scan the index; ``assume_large`` scans at once."""
     is_filtered = condition != "true"
     names = _names(tables, condition, is_bounded=is_bounded)
@@ -235,7 +235,7 @@ def adaptive_search(
         *([_INDEX_SCAN] if tables.has_ann_index else []),
     ]
     names["scans"] = " UNION ALL ".join(scan.format(**names) for scan in scans)
-    return _ADAPTIVE.format(**names).encode()
+    return _ADAPTIVE.format(**names)
 
 
 def _estimates(
@@ -265,9 +265,9 @@ def _is_small(tables: StoreTables, *, is_bounded: bool) -> str:
 
 
 @by_condition
-def exact(tables: StoreTables, condition: str, *, is_bounded: bool) -> bytes:
+def exact(tables: StoreTables, condition: str, *, is_bounded: bool) -> str:
     """Compare all vectors."""
-    return _EXACT.format(**_names(tables, condition, is_bounded=is_bounded)).encode()
+    return _EXACT.format(**_names(tables, condition, is_bounded=is_bounded))
 
 
 def _names(tables: StoreTables, condition: str, *, is_bounded: bool) -> dict[str, str]:

@@ -1,0 +1,59 @@
+"""OpenTelemetry's psycopg instrumentor sees the statements as they are, its comments included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from langgraph_aurora_store.local import LocalAurora
+from tests.support.store_kinds import CLUSTER_KINDS, DIMS, KINDS, Letters, opened, set_up
+
+DATABASE = "instrumented"
+NAMESPACE = ("users", "ada")
+
+
+@pytest.fixture(scope="module")
+def cluster(aurora: LocalAurora) -> Iterator[LocalAurora]:
+    """The session's cluster, with a store's tables in a database of this module's."""
+    with set_up(aurora, DATABASE, index={"embed": Letters(), "dims": DIMS}):
+        yield aurora
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    """What the instrumentor records of connections made meanwhile, with comments switched on."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = PsycopgInstrumentor()
+    instrumentor.instrument(tracer_provider=provider, enable_commenter=True)
+    yield exporter
+    instrumentor.uninstrument()
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *CLUSTER_KINDS])
+async def test_every_operation_works_with_comments_in_its_statements(
+    kind: str, cluster: LocalAurora, spans: InMemorySpanExporter
+) -> None:
+    """A statement of another type than text would reach the server as Python writes it."""
+    index = {"embed": Letters(), "dims": DIMS}
+    async with opened(kind, cluster, DATABASE, index=index) as store:
+        await store.setup()
+        await store.put(NAMESPACE, "likes", {"text": "tea"})
+        assert (await store.get(NAMESPACE, "likes")).value == {"text": "tea"}
+        assert [item.key for item in await store.search(NAMESPACE, query="tea")] == ["likes"]
+        assert [item.key for item in await store.search(NAMESPACE)] == ["likes"]
+        assert await store.list_namespaces() == [NAMESPACE]
+        assert await store.count(NAMESPACE) == 1
+        await store.delete(NAMESPACE, "likes")
+        assert await store.get(NAMESPACE, "likes") is None
+        assert await store.delete_namespace(NAMESPACE) == 0
+        assert await store.sweep_ttl() == 0
+    names = {span.name for span in spans.get_finished_spans()}
+    assert {"SELECT", "INSERT", "WITH"} <= names
+    assert DATABASE not in names, "a span named after its database is one of a statement unread"
