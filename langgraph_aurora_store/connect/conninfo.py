@@ -93,7 +93,9 @@ class ConnectionFactory(NamedTuple):
             "gssencmode": "disable",  # RDS offers none over its endpoints, and asking costs a trip
             "autocommit": True,
             # A pooler hands statements of one client to many servers: none may stay prepared.
-            "prepare_threshold": None if endpoint.kind == "proxy" else 0,
+            # Not 0: an instrumentor that comments each statement with its trace makes each text
+            # new, and a statement that never returns would be prepared for nothing.
+            "prepare_threshold": None if endpoint.kind == "proxy" else 1,
             **self.tls.kwargs(),
         }
 

@@ -73,7 +73,7 @@ def test_identifier_is_all_it_takes(cluster: LocalAurora, open_pool: Open) -> No
     [connection] = pool.hold(1)
     assert connection.pgconn.ssl_in_use
     assert connection.autocommit
-    assert connection.prepare_threshold == 0
+    assert connection.prepare_threshold == 1
 
 
 def test_alias_of_an_endpoint_is_dialled(cluster: LocalAurora, open_pool: Open) -> None:
@@ -90,7 +90,7 @@ def test_proxy_gets_no_prepared_statements_and_nobody_start_up_options() -> None
         return connection_factory(host, user="u", database="d", credentials=credentials).kwargs()
 
     assert parameters("proxy-c0ffee")["prepare_threshold"] is None
-    assert parameters("cluster-c0ffee")["prepare_threshold"] == 0
+    assert parameters("cluster-c0ffee")["prepare_threshold"] == 1
     assert "options" not in parameters("proxy-c0ffee")
 
 

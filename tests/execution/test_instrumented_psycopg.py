@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from langgraph_aurora_store import AuroraStore
 from langgraph_aurora_store.local import LocalAurora
-from tests.support.store_kinds import CLUSTER_KINDS, DIMS, KINDS, Letters, opened, set_up
+from tests.support.database import Database
+from tests.support.store_kinds import (
+    CLUSTER_KINDS,
+    DIMS,
+    KINDS,
+    Letters,
+    arguments,
+    opened,
+    set_up,
+)
 
 DATABASE = "instrumented"
 NAMESPACE = ("users", "ada")
+COMMENTED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%traceparent%'"
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +69,28 @@ async def test_every_operation_works_with_comments_in_its_statements(
     names = {span.name for span in spans.get_finished_spans()}
     assert {"SELECT", "INSERT", "WITH"} <= names
     assert DATABASE not in names, "a span named after its database is one of a statement unread"
+
+
+def test_statements_that_differ_by_their_comment_are_not_prepared(
+    cluster: LocalAurora, spans: InMemorySpanExporter
+) -> None:
+    """A trace's id in the comment makes each text new, and each would stay with the server."""
+    database = Database(cluster, DATABASE)
+    with AuroraStore.from_cluster(**arguments(database)) as store:
+        for number in range(20):
+            with trace.use_span(a_span_of_trace(number + 1)):
+                store.get(NAMESPACE, "likes")
+        with store.connection() as conn:
+            query = (
+                "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%traceparent%'"
+            )
+            ((prepared,),) = conn.execute(query, prepare=False).fetchall()
+    assert len(spans.get_finished_spans()) >= 20
+    assert prepared == 0
+
+
+def a_span_of_trace(trace_id: int) -> trace.Span:
+    """A span that is recorded elsewhere and whose id statements are to carry."""
+    return trace.NonRecordingSpan(
+        trace.SpanContext(trace_id, span_id=7, is_remote=True, trace_flags=trace.TraceFlags(1))
+    )
