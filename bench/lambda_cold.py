@@ -22,7 +22,7 @@ from langgraph_aurora_store.local import LocalAurora
 from tests.support.bedrock_service import Bedrock
 
 RUNS = 9
-ADDED_AIM_MS = 100
+ADDED_AIM_MS = 110
 
 TIMED = """
 import json, os, sys, time
@@ -53,7 +53,7 @@ connection_factory(WRITER, user="u", database="d").kwargs()
 '''))
 step("looking up an identifier", run("store.conn._connector.kwargs()"))
 step("first connection", run("store.open()"))
-step("what calls Bedrock", run("store.embeddings._runtime.get()"))
+step("what calls Bedrock", run("store.embeddings._ready_client()"))
 step("first embedding", run("store.embeddings.embed_query('hello')"))
 """
 # What LangGraph's own store would need for the same: a token, a connection, a Bedrock model.

@@ -16,7 +16,7 @@ from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
 
 if TYPE_CHECKING:
-    from langgraph_aurora_store.aws.session import Session
+    from langgraph_aurora_store.aws.credential_sources import Session
     from langgraph_aurora_store.connect.credentials import Credentials
 
 

@@ -29,6 +29,8 @@ AuroraStoreError
 ├── WrongLoopError (asyncio.InvalidStateError)   blocking code on an asyncio store's event loop
 └── EmbeddingError                       the embedding service or model failed
     ├── EmbeddingAccessError             a permission, a key or a model's activation is missing
+    ├── EmbeddingCredentialsError (CredentialsError)  AWS credentials could not be had
+    │   └── EmbeddingCredentialsMissingError (EmbeddingAccessError)  and waiting does not mend it
     └── EmbeddingResponseError           vectors of the wrong count, length or content
 ```
 """
@@ -77,7 +79,12 @@ class SchemaDriftError(SchemaError):
 
 
 class ClusterError(AuroraStoreError):
-    """The cluster could not be resolved to an endpoint."""
+    """The cluster could not be resolved to an endpoint.
+
+    ``is_transient``: whether the same call may succeed shortly, with nothing changed.
+    """
+
+    is_transient: bool = False
 
 
 class ClusterNotFoundError(ClusterError):
@@ -93,7 +100,12 @@ class IamAuthenticationDisabledError(ClusterError):
 
 
 class CredentialsError(AuroraStoreError):
-    """AWS credentials or a secret could not be read."""
+    """AWS credentials or a secret could not be read; the message names their source.
+
+    ``is_transient``: whether the same call may succeed shortly, with nothing changed.
+    """
+
+    is_transient: bool = False
 
 
 class ConnectError(AuroraStoreError, psycopg.OperationalError):
@@ -142,6 +154,14 @@ class EmbeddingError(AuroraStoreError):
 
 class EmbeddingAccessError(EmbeddingError):
     """A permission, an API key or the activation of a model is missing."""
+
+
+class EmbeddingCredentialsError(EmbeddingError, CredentialsError):
+    """AWS credentials to embed with could not be had; ``is_transient`` tells a passing trouble."""
+
+
+class EmbeddingCredentialsMissingError(EmbeddingCredentialsError, EmbeddingAccessError):
+    """AWS credentials to embed with are missing or wrong, which waiting does not mend."""
 
 
 class EmbeddingResponseError(EmbeddingError):

@@ -51,7 +51,8 @@ def is_cluster_identifier(value: object) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(_CLUSTER_IDENTIFIER, value))
 
 
-def _is_region(value: object) -> bool:
+def is_region(value: object) -> bool:
+    """Whether a value has the form of a region's name."""
     return isinstance(value, str) and bool(re.fullmatch(_REGION, value))
 
 
@@ -68,7 +69,7 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
     "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),
     "user": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_USER"),
     "database": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_DATABASE"),
-    "region": _Wanted(_is_region, "a region such as 'us-east-1', or leave it out"),
+    "region": _Wanted(is_region, "a region such as 'us-east-1', or leave it out"),
     "port": _Wanted(_is_port, "a whole number from 1 to 65535, or leave it out"),
     "session": _Wanted(_has("get_credentials"), "a boto3.Session, or leave it out", is_secret=True),
     "credentials": _Wanted(

@@ -1,74 +1,76 @@
-"""An AWS session, used as little as possible: region, credentials, a signer, a client.
+"""An AWS session, used as little as possible: its region, its credentials, its clients.
 
-botocore is imported when something is first asked of AWS, never with the package.
+botocore is imported when something is first asked of AWS, never with the package; boto3 is not
+imported at all.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 from weakref import ref
 
-from langgraph_aurora_store import config
+from langgraph_aurora_store.aws import credential_sources as sources
+from langgraph_aurora_store.aws.credential_sources import (
+    Session,
+    frames_of_error,
+    frames_of_thread,
+)
+from langgraph_aurora_store.aws.logging import redact_sdk_logs
+from langgraph_aurora_store.aws.single_flight import SingleFlight
 from langgraph_aurora_store.config import environment
-from langgraph_aurora_store.errors import CredentialsError
+from langgraph_aurora_store.errors import ConfigurationError, CredentialsError
 from langgraph_aurora_store.fork_safety import ForkSafeLock, reinit_after_fork
+from langgraph_aurora_store.validation import is_region
 
 if TYPE_CHECKING:
-    import boto3.session
     import botocore.session
-    from botocore.credentials import Credentials as AwsCredentials
-    from botocore.hooks import BaseEventHooks
-    from botocore.signers import RequestSigner
+    from botocore.config import Config
+    from botocore.credentials import Credentials, ReadOnlyCredentials
+    from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
     from mypy_boto3_rds import RDSClient
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-Session: TypeAlias = "boto3.session.Session | botocore.session.Session"
-
-# botocore writes canonical requests, signatures, session tokens and response bodies (a secret's
-# string, an assumed role's key) into these at DEBUG.
-_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
-_hushed: ContextVar[bool] = ContextVar("hushed", default=False)
-
-
-def _is_not_hushed(_record: logging.LogRecord) -> bool:
-    return not _hushed.get()
+# Keys that hold for longer than this sign, while what renews them fails or is late.
+_KEYS_HOLD_S = 10
+# How long a caller with such keys waits for new ones.
+_RENEWAL_WAIT_S = 1.0
+REGION_ORDER = (
+    "looked for in the session, AWS_REGION, AWS_DEFAULT_REGION and the profile, in this order"
+)
 
 
-@contextmanager
-def hush() -> Iterator[None]:
-    """Keep the SDK's DEBUG lines that hold secrets out of the logs, in this block only."""
-    for name in _TALKATIVE:
-        logging.getLogger(name).addFilter(_is_not_hushed)  # adding it again does nothing
-    token = _hushed.set(True)
-    try:
-        yield
-    finally:
-        _hushed.reset(token)
+class Region(NamedTuple):
+    """A region, and where it was found, for messages."""
+
+    name: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (from {self.source})"
 
 
-class Aws:
-    """One AWS session, the user's or botocore's default, made when first needed. Thread-safe.
+class AwsSession:
+    """One AWS session, the user's or the default one, for the database and for Bedrock alike.
 
-    The default is asked for at each use: see `default_session` for what gets another.
+    The default is boto3's own, if the process has set one up, else botocore's; it is asked for at
+    each use, see `default_session` for what gets another. Thread-safe.
     """
 
     def __init__(self, session: Session | None = None) -> None:
         self._given = session
-        self._session = session
         self._lock = ForkSafeLock()
-        self._signers: dict[str, RequestSigner] = {}
-        self._emitter: BaseEventHooks | None = None  # signers refer to it weakly
+        self._keys: _SessionKeys | None = None
         reinit_after_fork(self)
 
     def __repr__(self) -> str:
-        return f"Aws({'default session' if self._given is None else type(self._given).__name__})"
+        kind = "default session" if self._given is None else type(self._given).__name__
+        return f"AwsSession({kind})"
 
     def reinit(self) -> None:
         """In a forked child: free the lock of the given session's credentials.
@@ -83,87 +85,207 @@ class Aws:
         if isinstance(lock, type(threading.Lock())) and lock.locked():
             credentials._refresh_lock = threading.Lock()  # noqa: SLF001 - nothing public does
 
-    def region(self, environ: Mapping[str, str] | None = None) -> str | None:
-        """The session's own region, else that of ``AWS_REGION`` or ``AWS_DEFAULT_REGION``."""
-        session: Any = self._open()
-        with sdk_errors("the AWS configuration could not be read"):
-            if hasattr(session, "region_name"):
-                region = session.region_name
-            else:
-                region = session.get_config_variable("region")
-        return region or config.connect_defaults(environ).region
+    @property
+    def is_given(self) -> bool:
+        """Whether the user chose the session: passed it, or set it up as boto3's default."""
+        return self._given is not None or _default_of_boto3() is not None
 
-    def credentials(self) -> AwsCredentials:
-        """The session's credentials; botocore refreshes them itself.
+    @property
+    def makes_own_clients(self) -> bool:
+        """Whether the session is of a class of the user's, whose clients may sign as they like."""
+        import botocore.session
+
+        boto3 = sys.modules.get("boto3.session")
+        kinds = (botocore.session.Session, getattr(boto3, "Session", None))
+        return type(self.open()) not in kinds
+
+    def region(self, environ: Mapping[str, str] | None = None) -> Region | None:
+        """The region of whatever has none of its own; the one rule for database and Bedrock.
+
+        A session that was chosen says it first, then ``AWS_REGION``, ``AWS_DEFAULT_REGION``, then
+        the profile of the default session.
 
         Raises:
-            CredentialsError: there are none, or their source failed.
+            ConfigurationError: what was found is no region's name.
+            CredentialsError: the AWS configuration could not be read.
         """
-        session = self._open()
-        with self._lock, hush(), sdk_errors("no AWS credentials could be obtained"):
-            found = session.get_credentials()
-        if found is None:
-            raise CredentialsError(
-                "no AWS credentials found; pass session=, set AWS_PROFILE or AWS_ACCESS_KEY_ID and"
-                " AWS_SECRET_ACCESS_KEY, or run with a role (Lambda, ECS, EKS, EC2)"
-            )
-        return found
+        environ = environment() if environ is None else environ
+        for name, source in self._regions(environ):
+            if name and not is_region(name):
+                raise ConfigurationError(
+                    f"region={name!r}, from {source}, is wrong: set one such as 'us-east-1' there,"
+                    " or pass region="
+                )
+            if name:
+                return Region(name, source)
+        return None
 
-    def signer(self, region: str) -> RequestSigner:
-        """The signer of ``rds-db:connect`` tokens for a region; it is kept, tokens are not."""
-        with self._lock:
-            self._open()
-            signer = self._signers.get(region)
-            if signer is None:
-                signer = self._signers[region] = self._make_signer(region)
-            return signer
+    def _regions(self, environ: Mapping[str, str]) -> Iterator[tuple[str | None, str]]:
+        session = self.open()
+        if self.is_given:
+            yield _region_of(session), "the session"
+        for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+            yield environ.get(variable), variable
+        if not self.is_given:
+            yield _region_of(session), f"profile {sources.profile_of(session)!r}"
 
-    def _make_signer(self, region: str) -> RequestSigner:
-        # A whole rds client takes 0.2 to 0.3 s to make, and signs with just this object.
-        from botocore.hooks import HierarchicalEmitter
-        from botocore.model import ServiceId
-        from botocore.signers import RequestSigner
+    def credentials(self) -> ReadOnlyCredentials:
+        """The keys that sign now. Blocking, for as long as `wait_at_most` lets it.
 
-        self._emitter = self._emitter or HierarchicalEmitter()
-        return RequestSigner(
-            ServiceId("rds-db"), region, "rds-db", "v4", self.credentials(), self._emitter
-        )
+        botocore loads and renews them, in a thread of its own when that may take a network. Keys
+        that still hold are used while a renewal fails or is late.
+
+        Raises:
+            CredentialsError: there are none, or their source failed or is late.
+        """
+        return self._keys_of_session().get()
 
     @overload
-    def client(self, service: Literal["rds"], region: str | None) -> RDSClient: ...
+    def client(self, service: Literal["rds"], region: str) -> RDSClient: ...
+    @overload
+    def client(self, service: Literal["secretsmanager"], region: str) -> SecretsManagerClient: ...
     @overload
     def client(
-        self, service: Literal["secretsmanager"], region: str | None
-    ) -> SecretsManagerClient: ...
-    def client(self, service: str, region: str | None) -> object:
-        """A client that gives up within seconds: a user waits behind it."""
+        self,
+        service: Literal["bedrock-runtime"],
+        region: str,
+        config: Config,
+        endpoint_url: str | None,
+    ) -> BedrockRuntimeClient: ...
+    def client(
+        self,
+        service: str,
+        region: str,
+        config: Config | None = None,
+        endpoint_url: str | None = None,
+    ) -> object:
+        """A client of the session; without ``config`` one that gives up within seconds.
+
+        Ask for `credentials` first: a client loads them when it is made, however long that takes.
+        """
         from botocore.config import Config
 
-        session: Any = self._open()
+        session: Any = self.open()
         make = getattr(session, "client", None) or session.create_client
-        config = Config(
+        brief = Config(
             connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2}
         )
-        with self._lock, hush():
-            return make(service, region_name=region, config=config)
+        given = {"endpoint_url": endpoint_url} if endpoint_url else {}
+        with self._lock, redact_sdk_logs():
+            return make(service, region_name=region, config=config or brief, **given)
 
-    def _open(self) -> Session:
+    def open(self) -> Session:
+        """The session itself."""
+        return self._keys_of_session().session
+
+    def _keys_of_session(self) -> _SessionKeys:
         with self._lock:
-            session = self._given or default_session()
-            if session is not self._session:
-                self._session, self._signers = session, {}
-            return session
+            session = self._given or _default_of_boto3() or default_session()
+            if self._keys is None or self._keys.session is not session:
+                self._keys = _SessionKeys(session)
+            return self._keys
 
 
-@contextmanager
-def sdk_errors(what_failed: str) -> Iterator[None]:
-    """Turn what the SDK raises into a `CredentialsError`; a token's file may be missing, too."""
-    from botocore.exceptions import BotoCoreError, ClientError
+class _SessionKeys:
+    """The keys of one session: loaded, renewed, and told of when late. Thread-safe."""
 
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._loaded: Credentials | None = None
+        self._renewal: SingleFlight[ReadOnlyCredentials] = SingleFlight(
+            "langgraph-aurora-store credentials"
+        )
+
+    def get(self) -> ReadOnlyCredentials:
+        """As `AwsSession.credentials`."""
+        loaded = self._loaded
+        if loaded is not None and not _needs_renewal(loaded):
+            return loaded.get_frozen_credentials()
+        held = _keys_that_hold(loaded)
+        wait_s = _RENEWAL_WAIT_S if held else None
+        try:
+            return self._renewal.call(self._obtain, late=self._late, wait_s=wait_s)
+        except CredentialsError:
+            if held is None:
+                raise
+        return held
+
+    def _late(self) -> CredentialsError:
+        return sources.still_waiting(self._source(frames_of_thread(self._renewal.thread_id)))
+
+    def _obtain(self) -> ReadOnlyCredentials:
+        """Load or renew the keys; runs in the thread of the renewal."""
+        found: ReadOnlyCredentials | None = None
+        failure: CredentialsError | None = None
+        with redact_sdk_logs():
+            try:
+                if self._loaded is None:
+                    self._loaded = self.session.get_credentials()
+                found = self._loaded.get_frozen_credentials() if self._loaded else None
+            except Exception as error:
+                failure = sources.explain(error, self._source(frames_of_error(error)))
+        found = found or _keys_that_hold(self._loaded)
+        if found is None:
+            raise failure or sources.nothing_found(self.session)
+        return found
+
+    def _source(self, frames: Iterator[FrameType]) -> sources.Source:
+        return sources.name_source(self.session, frames, getattr(self._loaded, "method", None))
+
+
+def _region_of(session: Any) -> str | None:
+    """The region that a session itself says.
+
+    Raises:
+        CredentialsError: its configuration could not be read.
+    """
+    failure = None
     try:
-        yield
-    except (BotoCoreError, ClientError, OSError) as error:
-        raise CredentialsError(f"{what_failed}: {error}") from error
+        if hasattr(session, "region_name"):
+            return str(session.region_name or "") or None
+        return str(session.get_config_variable("region") or "") or None
+    except Exception as error:  # a profile that is missing, a file that cannot be parsed
+        failure = CredentialsError(f"the AWS configuration could not be read: {error}")
+    raise failure
+
+
+def _needs_renewal(credentials: Any) -> bool:
+    """Whether asking for the keys may take a network; unknown kinds are asked in a thread."""
+    from botocore.credentials import Credentials
+
+    if type(credentials) is Credentials:
+        return False
+    asks = getattr(credentials, "refresh_needed", None)
+    return asks is None or bool(asks())
+
+
+def _keys_that_hold(credentials: Any) -> ReadOnlyCredentials | None:
+    """The keys at hand of credentials that a renewal is due for, unless they are about to end."""
+    # botocore 1.44 shows them in no public way that does not renew them first.
+    keys: ReadOnlyCredentials | None = getattr(credentials, "_frozen_credentials", None)
+    if keys is None or credentials.refresh_needed(refresh_in=_KEYS_HOLD_S):
+        return None
+    return keys
+
+
+def _default_of_boto3() -> Session | None:
+    """The session that the process has set up as boto3's default, for other than its own chain.
+
+    One that boto3 made by the way, for ``boto3.client(...)``, holds what the environment said
+    then; `default_session` reads that afresh.
+    """
+    session: Any = getattr(sys.modules.get("boto3"), "DEFAULT_SESSION", None)
+    core = getattr(session, "_session", None)
+    if core is None:
+        return session  # type: ignore[no-any-return]  # None, or a stand-in
+    loaded = getattr(core, "_credentials", None)
+    is_plain = not core.instance_variables() and (
+        loaded is None or getattr(loaded, "method", None) in _READ_AFRESH
+    )
+    return None if is_plain else session
+
+
+_READ_AFRESH = ("env", "shared-credentials-file", "config-file")
 
 
 Circumstances: TypeAlias = tuple[object, ...]

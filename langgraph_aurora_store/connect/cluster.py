@@ -7,7 +7,17 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from langgraph_aurora_store.aws.session import Aws, Session, hush, sdk_errors
+from langgraph_aurora_store.aws.credential_sources import Session
+from langgraph_aurora_store.aws.errors import (
+    DENIED,
+    REFUSED_CREDENTIALS,
+    code_and_status,
+    is_passing,
+    is_passing_answer,
+)
+from langgraph_aurora_store.aws.logging import redact_sdk_logs
+from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
+from langgraph_aurora_store.aws.single_flight import SingleFlight
 from langgraph_aurora_store.connect.endpoint_names import (
     ClusterName,
     EndpointName,
@@ -25,7 +35,6 @@ from langgraph_aurora_store.errors import (
     CredentialsError,
     HostNotFoundError,
 )
-from langgraph_aurora_store.fork_safety import ForkSafeLock
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -60,9 +69,8 @@ class Cluster:
     ``name`` is a cluster identifier or ARN (looked up with ``rds:DescribeDBClusters``), the host
     name of a writer, reader, instance, custom or RDS Proxy endpoint (nothing is looked up), or an
     alias such as a CNAME or a tunnel's address, with the endpoint it stands for in ``endpoint``.
-    The region is the name's own, else ``region``; what needs one and finds neither asks the
-    session, then ``AWS_REGION`` and ``AWS_DEFAULT_REGION``. Making one does no I/O and imports no
-    SDK.
+    The region is the name's own, else ``region``; what needs one and finds neither takes the one
+    that `AwsSession.region` finds. Making one does no I/O and imports no SDK.
 
     Raises:
         ConfigurationError: the name is malformed, or contradicts ``region`` or ``endpoint``.
@@ -76,7 +84,7 @@ class Cluster:
         port: int | None = None,
         database: str | None = None,
         endpoint: str | None = None,
-        session: Session | Aws | None = None,
+        session: Session | AwsSession | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -84,10 +92,10 @@ class Cluster:
         self._parsed = _with_region(parse_host(endpoint) if endpoint else parse_name(name), region)
         self._port = port
         self._database = database
-        self._aws = session if isinstance(session, Aws) else Aws(session)
+        self._aws = session if isinstance(session, AwsSession) else AwsSession(session)
         self._environ = environ
-        self._lock = ForkSafeLock()
         self._description: Description | None = None
+        self._lookup: SingleFlight[Description] = SingleFlight("langgraph-aurora-store lookup")
 
     def __repr__(self) -> str:
         return f"Cluster({self.name!r})"
@@ -157,16 +165,32 @@ class Cluster:
         )
 
     def _describe(self, name: ClusterName) -> Description:
-        with self._lock:
-            if self._description is None:
-                region = name.region or self._aws.region(self._environ)
-                if region is None:
-                    raise ConfigurationError(
-                        f"no region to look cluster {self.name!r} up in; pass region= or set"
-                        " AWS_REGION, or pass the host name of its endpoint"
-                    )
-                self._description = describe_cluster(name, region, self._aws)
-            return self._description
+        found = self._description
+        if found is not None:
+            return found
+        region = self._find_region(name)
+        self._aws.credentials()  # a source that hangs is named here, and not in the lookup
+        return self._lookup.call(
+            lambda: self._look_up(name, region),
+            late=lambda: _unanswered(name, region, "no answer yet"),
+        )
+
+    def _look_up(self, name: ClusterName, region: Region) -> Description:
+        found = self._description  # of a call that ended just now
+        if found is None:
+            self._description = found = describe_cluster(name, region, self._aws)
+        return found
+
+    def _find_region(self, name: ClusterName) -> Region:
+        if name.region:
+            return Region(name.region, "region=" if name.arn is None else "the ARN")
+        found = self._aws.region(self._environ)
+        if found is None:
+            raise ConfigurationError(
+                f"no region to look cluster {self.name!r} up in; pass region= or set AWS_REGION, or"
+                f" pass the host name of its endpoint ({REGION_ORDER})"
+            )
+        return found
 
 
 def _with_region(
@@ -195,16 +219,6 @@ def resolve(alias: str, port: int) -> str:
 
 
 _NOT_FOUND = {"DBClusterNotFoundFault", "DBClusterNotFound"}
-_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized"}
-_BAD_CREDENTIALS = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "IncompleteSignature",
-    "InvalidClientTokenId",
-    "MissingAuthenticationToken",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
 _ENDPOINT_INSTEAD = (
     "or pass the host name of the cluster's endpoint instead of its identifier, which needs no call"
 )
@@ -226,7 +240,7 @@ class Description(NamedTuple):
     connect_resource: str | None
 
 
-def describe_cluster(name: ClusterName, region: str, aws: Aws) -> Description:
+def describe_cluster(name: ClusterName, region: Region, aws: AwsSession) -> Description:
     """Ask RDS for the cluster. Blocking, one call, given up within seconds.
 
     Raises:
@@ -237,35 +251,35 @@ def describe_cluster(name: ClusterName, region: str, aws: Aws) -> Description:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    _obtain_credentials(aws)
     try:
-        with hush():
-            answer = aws.client("rds", region).describe_db_clusters(
+        with redact_sdk_logs():
+            answer = aws.client("rds", region.name).describe_db_clusters(
                 DBClusterIdentifier=name.identifier
             )
     except ClientError as error:
         raise _explain(error, name, region) from error
     except BotoCoreError as error:
-        raise ClusterError(
-            f"the RDS API of region {region!r} could not be asked for cluster"
-            f" {name.identifier!r}: {error}; check the region and, inside a VPC, the way out (a NAT"
-            f" gateway or a VPC endpoint for rds), {_ENDPOINT_INSTEAD}"
-        ) from error
+        failure = _unanswered(name, region, str(error))
+        failure.is_transient = is_passing(error)
+        raise failure from None  # the SDK's error holds the signed request
     return _read(answer["DBClusters"], name, region)
 
 
-def _obtain_credentials(aws: Aws) -> None:
-    """Have what signs the question: its source may fail in ways that look like an answer's."""
-    credentials = aws.credentials()
-    with hush(), sdk_errors("AWS credentials could not be obtained"):
-        credentials.get_frozen_credentials()
+def _unanswered(name: ClusterName, region: Region, why: str) -> ClusterError:
+    failure = ClusterError(
+        f"the RDS API of region {region} could not be asked for cluster {name.identifier!r}: {why};"
+        " check the region and, inside a VPC, the way out (a NAT gateway or a VPC endpoint for"
+        f" rds), {_ENDPOINT_INSTEAD}"
+    )
+    failure.is_transient = True
+    return failure
 
 
-def _read(clusters: list[DBClusterTypeDef], name: ClusterName, region: str) -> Description:
+def _read(clusters: list[DBClusterTypeDef], name: ClusterName, region: Region) -> Description:
     found = clusters[0] if clusters else None
     if found is None or (name.arn and found.get("DBClusterArn", name.arn) != name.arn):
         raise ClusterNotFoundError(
-            f"no cluster {name.arn or name.identifier!r} in region {region!r} of the account whose"
+            f"no cluster {name.arn or name.identifier!r} in region {region} of the account whose"
             " credentials are used"
         )
     if "mysql" in found.get("Engine", ""):
@@ -285,7 +299,7 @@ def _read(clusters: list[DBClusterTypeDef], name: ClusterName, region: str) -> D
         port=found.get("Port") or 5432,
         database=found.get("DatabaseName") or None,
         iam_enabled=bool(found.get("IAMDatabaseAuthenticationEnabled")),
-        region=region,
+        region=region.name,
         connect_resource=_connect_resource(
             found.get("DBClusterArn", ""), found.get("DbClusterResourceId", "")
         ),
@@ -300,25 +314,27 @@ def _connect_resource(arn: str, resource_id: str) -> str | None:
     return f"arn:{partition}:rds-db:{region}:{account}:dbuser:{resource_id}"
 
 
-def _explain(error: ClientError, name: ClusterName, region: str) -> AuroraStoreError:
-    code = error.response.get("Error", {}).get("Code", "")
+def _explain(error: ClientError, name: ClusterName, region: Region) -> AuroraStoreError:
+    code, status = code_and_status(error)
     said = error.response.get("Error", {}).get("Message", "") or code
     if code in _NOT_FOUND:
         return ClusterNotFoundError(
-            f"no cluster {name.identifier!r} in region {region!r} of this account: {said}; check"
+            f"no cluster {name.identifier!r} in region {region} of this account: {said}; check"
             " the name, region= and the account of the AWS credentials"
         )
-    if code in _DENIED:
+    if code in DENIED:
         return ClusterAccessDeniedError(
-            f"looking up cluster {name.identifier!r} in region {region!r} was denied: {said};"
+            f"looking up cluster {name.identifier!r} in region {region} was denied: {said};"
             f" allow the action rds:DescribeDBClusters, {_ENDPOINT_INSTEAD}"
         )
-    if code in _BAD_CREDENTIALS:
+    if code in REFUSED_CREDENTIALS:
         return CredentialsError(
             f"AWS refused the credentials when asked for cluster {name.identifier!r} in region"
             f" {region!r}: {said} ({code}); renew them"
         )
-    return ClusterError(
-        f"looking up cluster {name.identifier!r} in region {region!r} failed: {said} ({code});"
+    failure = ClusterError(
+        f"looking up cluster {name.identifier!r} in region {region} failed: {said} ({code});"
         f" try again, {_ENDPOINT_INSTEAD}"
     )
+    failure.is_transient = is_passing_answer(code, status)
+    return failure

@@ -17,8 +17,10 @@ from langgraph_aurora_store.errors import (
     AuroraStoreError,
     AuthenticationError,
     CertificateError,
+    ClusterError,
     ConnectError,
     ConnectTimeoutError,
+    CredentialsError,
     DatabaseNotFoundError,
     HostNotFoundError,
 )
@@ -105,6 +107,8 @@ def is_timeout(error: psycopg.Error) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same attempt may succeed shortly, with nothing changed by the user."""
+    if isinstance(error, ClusterError | CredentialsError):
+        return error.is_transient
     cause = error.__cause__ if isinstance(error, ConnectError) else error
     if not isinstance(cause, psycopg.OperationalError):
         return False
@@ -132,6 +136,7 @@ def copy_for_raise(error: Exception) -> Exception:
     if not isinstance(error, AuroraStoreError):
         return error
     twin = type(error)(*error.args)
+    twin.__dict__.update(error.__dict__)
     twin.__cause__ = error.__cause__
     return twin
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from langgraph_aurora_store import config
-from langgraph_aurora_store.aws.session import Aws, Session
+from langgraph_aurora_store.aws.credential_sources import Session
+from langgraph_aurora_store.aws.session import AwsSession
 from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
 from langgraph_aurora_store.connect.connect_errors import Target
 from langgraph_aurora_store.connect.credentials import (
@@ -184,7 +185,7 @@ def connection_factory(
         credentials=credentials,
     )
     defaults = config.connect_defaults(environ)
-    aws = Aws(session)
+    aws = AwsSession(session)
     named = partial(Cluster, region=region, port=port, session=aws, environ=environ)
     given = cluster or endpoint
     factory = ConnectionFactory(

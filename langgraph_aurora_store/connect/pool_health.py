@@ -21,7 +21,9 @@ from langgraph_aurora_store.connect.connect_errors import (
 )
 from langgraph_aurora_store.connect.connection import AnyConnection
 from langgraph_aurora_store.errors import (
-    ConnectError,
+    AuroraStoreError,
+    ClusterError,
+    CredentialsError,
     PoolClosedError,
     PoolFullError,
     PoolTimeoutError,
@@ -184,7 +186,7 @@ class AcquireDeadline:
 
     def ended_by(
         self, error: Exception, health: PoolHealth, *, size: int, max_size: int, max_waiting: int
-    ) -> ConnectError:
+    ) -> AuroraStoreError:
         """The error for a wait that psycopg_pool has ended with one of `POOL_ERRORS`."""
         if isinstance(error, psycopg_pool.PoolClosed):
             return PoolClosedError(
@@ -201,7 +203,13 @@ class AcquireDeadline:
 
     def _timed_out(
         self, last_error: Exception | None, *, size: int, max_size: int
-    ) -> PoolTimeoutError:
+    ) -> AuroraStoreError:
+        if isinstance(last_error, ClusterError | CredentialsError):
+            # What a connection is made with failed, and not the pool.
+            failure = type(last_error)(f"{last_error}; waited for {self._timeout_s:.2f} s")
+            failure.is_transient = last_error.is_transient
+            failure.__cause__ = last_error.__cause__
+            return failure
         why = (
             f"the last attempt to make one: {last_error}"
             if last_error

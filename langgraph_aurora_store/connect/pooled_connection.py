@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from typing_extensions import override
 
+from langgraph_aurora_store.aws.single_flight import wait_at_most
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
 from langgraph_aurora_store.connect.conninfo import ConnectionFactory
 from langgraph_aurora_store.connect.pool_health import PoolHealth
@@ -17,6 +18,8 @@ from langgraph_aurora_store.errors import AuthenticationError
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.connect.pool")
+
+_LONGEST_SOURCE_WAIT_S = 1.0
 
 
 class PooledConnection(AuroraConnection):
@@ -59,7 +62,8 @@ class PooledConnection(AuroraConnection):
 
     @classmethod
     def _attempt(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
-        kwargs: dict[str, Any] = {**settings.kwargs(), **factory.kwargs()}
+        with wait_at_most(_source_wait_s(settings)):
+            kwargs: dict[str, Any] = {**settings.kwargs(), **factory.kwargs()}
         return super().connect(**kwargs)
 
 
@@ -103,5 +107,16 @@ class AsyncPooledConnection(AsyncAuroraConnection):
 
     @classmethod
     async def _attempt(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
-        kwargs: dict[str, Any] = {**settings.kwargs(), **await asyncio.to_thread(factory.kwargs)}
+        with wait_at_most(_source_wait_s(settings)):
+            own = await asyncio.to_thread(factory.kwargs)
+        kwargs: dict[str, Any] = {**settings.kwargs(), **own}
         return await super().connect(**kwargs)
+
+
+def _source_wait_s(settings: PoolSettings) -> float:
+    """How long one attempt waits for credentials, a secret or a lookup, each.
+
+    Short, so that a caller learns of what hangs within its time, and that closing does not wait;
+    the call itself goes on, and the next attempt waits for the same one.
+    """
+    return min(_LONGEST_SOURCE_WAIT_S, settings.timeout_s / 2)

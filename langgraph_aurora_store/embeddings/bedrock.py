@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
-from types import ModuleType
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
 from typing_extensions import override
 
-from langgraph_aurora_store.aws.logging import BOTOCORE_LOGGERS, silence, under_way
-from langgraph_aurora_store.aws.session import default_session
+from langgraph_aurora_store.aws.credential_sources import Session
+from langgraph_aurora_store.aws.logging import QuietBytes, redact_sdk_logs
+from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
+from langgraph_aurora_store.aws.single_flight import wait_at_most
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
 from langgraph_aurora_store.embeddings.bedrock_errors import explain
@@ -24,12 +27,20 @@ from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.requests import Answer, Request
 from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
+from langgraph_aurora_store.validation import check
+from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
 
-    from langgraph_aurora_store.embeddings.bedrock_runtime import Runtime, Session
+logger = logging.getLogger(__name__)
 
+BEARER_VARIABLE = "AWS_BEARER_TOKEN_BEDROCK"
+_LONGEST_CONNECT_S = 5.0
+# How long an attempt waits for AWS credentials before it counts as failed, and is tried again.
+_CREDENTIALS_WAIT_S = 1.0
 _ARN_REGION = re.compile(r"^arn:[\w-]+:bedrock:([\w-]+):")
 
 
@@ -42,9 +53,14 @@ class BedrockEmbeddings(ServiceEmbeddings):
     it. A model this package does not know needs ``family``, the way it is asked, and
     ``dimensions``.
 
-    The region is ``region``, else the ARN's, the session's or ``AWS_REGION``. ``endpoint_url`` is
-    for a VPC or FIPS endpoint. A ``client`` of your own is used as it is: give it a connection
-    pool of ``max_concurrency`` and switch its retries off.
+    The region is ``region``, else the ARN's, else the one that `AwsSession.region` finds.
+    ``endpoint_url`` is for a VPC or FIPS endpoint. The client is botocore's own, so that what
+    configures, traces or stubs one counts here; it is made with the first embedding. A ``client``
+    of your own is used as it is: give it a connection pool of ``max_concurrency`` and switch its
+    retries off.
+
+    A Bedrock API key in ``AWS_BEARER_TOKEN_BEDROCK`` outranks every other credential, those of
+    ``session`` too.
 
     `close` lets its threads and connections go, and need not be called.
     """
@@ -67,14 +83,11 @@ class BedrockEmbeddings(ServiceEmbeddings):
         client: BedrockRuntimeClient | None = None,
         clock: Clock | None = None,
     ) -> None:
-        for check, given in (
-            (check_region, region),
-            (check_session, session),
-            (check_endpoint_url, endpoint_url),
-            (check_client, client),
-        ):
-            if given is not None:
-                check(given)
+        check(region=region, session=session)
+        if endpoint_url is not None:
+            check_endpoint_url(endpoint_url)
+        if client is not None:
+            check_client(client)
         options = Options(
             max_concurrency=max_concurrency,
             deadline_s=deadline_s,
@@ -87,15 +100,16 @@ class BedrockEmbeddings(ServiceEmbeddings):
         )
         super().__init__(chosen, options, clock)
         self._region = region
-        self._session = session
+        self._aws = AwsSession(session)
+        self._asked_region: Region | None = None
         self._endpoint_url = endpoint_url
         self._given = client
-        self._runtime = ForkAwareClient(self, self._open)
+        self._client: ForkAwareClient[BedrockRuntimeClient] = ForkAwareClient(self, self._open)
 
     def close(self) -> None:
         """Let threads and connections go; the next embedding opens new ones."""
         self._workers.close()
-        self._runtime.close()
+        self._client.close()
 
     @override
     async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
@@ -109,8 +123,14 @@ class BedrockEmbeddings(ServiceEmbeddings):
         body = self._model.body(
             request.contents, purpose=request.purpose, truncate=self._options.truncate
         )
-        with under_way():
-            content = self._runtime.get().invoke(json.dumps(body).encode())
+        with redact_sdk_logs():
+            answer = (self._given or self._ready_client()).invoke_model(
+                modelId=self.model,
+                body=QuietBytes(json.dumps(body).encode()),
+                accept="application/json",
+                contentType="application/json",
+            )
+            content = answer["body"].read()
         try:
             return orjson.loads(content)
         except ValueError as error:
@@ -122,52 +142,95 @@ class BedrockEmbeddings(ServiceEmbeddings):
     def _explain(self, error: Exception, request: Request) -> Failure:
         return explain(error, model=self.model, region=self._where(), texts=request.contents)
 
-    def _open(self) -> Runtime:
-        # This imports botocore.
-        from langgraph_aurora_store.embeddings import bedrock_runtime
+    def _ready_client(self) -> BedrockRuntimeClient:
+        if self._asked_region is None:
+            self._asked_region = self._find_region()
+        # Before the client is asked for: it would load the credentials however long that takes,
+        # and under a lock that every worker waits for.
+        if not (environment().get(BEARER_VARIABLE) or self._aws.makes_own_clients):
+            _ready_keys(self._aws)
+        return self._client.get()
 
-        silence(BOTOCORE_LOGGERS)
-        if self._given is not None:
-            return bedrock_runtime.ClientRuntime(self._given, self.model, is_ours=False)
-        session = self._session or default_session()
-        return bedrock_runtime.open_runtime(
-            session,
-            is_default=self._session is None,
-            model=self.model,
-            region=self._choose_region(bedrock_runtime.region_of(session)),
-            url=self._endpoint_url,
-            options=self._options,
+    def _open(self) -> BedrockRuntimeClient:
+        from botocore.config import Config
+
+        if self._aws.is_given and environment().get(BEARER_VARIABLE):
+            logger.warning(
+                "%s is set and outranks the credentials of session=: Bedrock is called with the"
+                " API key in it; unset it to have the session's used",
+                BEARER_VARIABLE,
+            )
+        options = self._options
+        config = Config(
+            max_pool_connections=options.max_concurrency,
+            connect_timeout=min(_LONGEST_CONNECT_S, options.timeout_s),
+            read_timeout=options.timeout_s,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            tcp_keepalive=True,
+            user_agent_extra=f"langgraph-aurora-store/{__version__}",
         )
+        region = self._asked_region or self._find_region()
+        client = self._aws.client("bedrock-runtime", region.name, config, self._endpoint_url)
+        if not self._aws.makes_own_clients:
+            # Without self, which the client must not keep from being collected.
+            sign = partial(_sign_with_ready_keys, self._aws)
+            client.meta.events.register("before-sign.bedrock-runtime", sign)
+        client.meta.events.register("before-parse.bedrock-runtime", _drop_unreadable_error)
+        return client
 
-    def _choose_region(self, own: str | None) -> str:
-        """The nearest region given; ``own`` is the session's."""
+    def _find_region(self) -> Region:
+        """The nearest region given."""
+        if self._region:
+            return Region(self._region, "region=")
         arn = _ARN_REGION.match(self.model)
-        region = (
-            self._region
-            or (arn[1] if arn else None)
-            or (own if self._session is not None else None)
-            or environment().get("AWS_REGION")
-            or own
-        )
-        if not region:
+        found = Region(arn[1], "the model's ARN") if arn else self._aws.region()
+        if found is None:
             raise ConfigurationError(
                 f"no region for Bedrock model {self.model}; pass region= or set AWS_REGION"
+                f" ({REGION_ORDER})"
             )
-        check_region(region)
-        return region
+        return found
 
-    def _where(self) -> str:
-        runtime = self._runtime.made
-        return runtime.region if runtime else self._region or "no region"
-
-
-_REGION = re.compile(r"[A-Za-z0-9-]+")
+    def _where(self) -> Region:
+        if self._given is not None:
+            return Region(str(self._given.meta.region_name), "client=")
+        return self._asked_region or Region("no region", "nowhere")
 
 
-def check_region(region: object) -> None:
-    """Refuse what no host name and no signature could hold; a misspelt region is found later."""
-    if not isinstance(region, str) or not _REGION.fullmatch(region):
-        raise ConfigurationError(f"region={region!r}: pass a region such as 'us-east-1'")
+def _ready_keys(aws: AwsSession) -> ReadOnlyCredentials:
+    with wait_at_most(_CREDENTIALS_WAIT_S):
+        return aws.credentials()
+
+
+def _sign_with_ready_keys(
+    aws: AwsSession, request: AWSRequest, signature_version: object, **_: object
+) -> None:
+    """Have botocore sign with keys that are at hand: its own renewal could hang, or fail early.
+
+    botocore 1.44 signs with ``request_credentials`` of a request where it has them, as S3's own
+    handlers give it.
+    """
+    from botocore.credentials import Credentials
+
+    if signature_version in ("v4", "v4a"):
+        access_key, secret_key, token, *_rest = _ready_keys(aws)
+        keys = Credentials(access_key or "", secret_key or "", token)
+        request.context.setdefault("signing", {})["request_credentials"] = keys
+
+
+def _drop_unreadable_error(response_dict: dict[str, Any], **_: object) -> None:
+    """Leave an error its status and headers, where a gateway put anything else into its body.
+
+    botocore 1.44 takes the body for a JSON object, and fails on another with an AttributeError.
+    """
+    if response_dict["status_code"] < 300:
+        return
+    try:
+        is_readable = isinstance(orjson.loads(response_dict["body"]), dict)
+    except ValueError:
+        is_readable = False
+    if not is_readable:
+        response_dict["body"] = b""
 
 
 def check_endpoint_url(url: object) -> None:
@@ -178,16 +241,6 @@ def check_endpoint_url(url: object) -> None:
         raise ConfigurationError(
             f"endpoint_url={shown}: pass a URL such as "
             "'https://bedrock-runtime-fips.us-east-1.amazonaws.com'"
-        )
-
-
-def check_session(session: object) -> None:
-    """Refuse what makes no client: a profile's name, a class, the module boto3."""
-    is_made = not isinstance(session, type | ModuleType)
-    if not is_made or not (hasattr(session, "client") or hasattr(session, "create_client")):
-        raise ConfigurationError(
-            f"session= of type {type(session).__name__}: pass a boto3.Session, such as "
-            "boto3.Session(profile_name='dev')"
         )
 
 

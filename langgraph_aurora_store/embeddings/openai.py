@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import orjson
 from typing_extensions import override
 
-from langgraph_aurora_store.aws.logging import OPENAI_LOGGERS, silence, under_way
+from langgraph_aurora_store.aws.logging import redact_sdk_logs
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
 from langgraph_aurora_store.embeddings.concurrency import FairSemaphore, ForkAwareClient
@@ -109,7 +109,7 @@ class OpenAIEmbeddings(ServiceEmbeddings):
     def _send(self, request: Request) -> object:
         self._slots.acquire()
         try:
-            with under_way():
+            with redact_sdk_logs("openai"):
                 answer = self._client().embeddings.with_raw_response.create(
                     model=self.model,
                     **self._body(request),  # type: ignore[arg-type]  # from the model's template
@@ -121,7 +121,7 @@ class OpenAIEmbeddings(ServiceEmbeddings):
     async def _asend(self, request: Request) -> object:
         await self._slots.aacquire()
         try:
-            with under_way():
+            with redact_sdk_logs("openai"):
                 client = await self._aclient()
                 answer = await client.embeddings.with_raw_response.create(
                     model=self.model,
@@ -239,7 +239,6 @@ class _Account:
                 "OpenAI embeddings need the openai package: "
                 "pip install 'langgraph-aurora-store[openai]'"
             )
-        silence(OPENAI_LOGGERS)
         if not (self.api_key or environment().get("OPENAI_API_KEY")):
             raise EmbeddingAccessError("no OpenAI API key: set OPENAI_API_KEY or pass api_key=")
         return {

@@ -150,7 +150,9 @@ def test_no_credentials_is_an_error_that_says_where_to_put_them(
     bedrock: Bedrock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without any credentials nothing is sent, and the error says what to give."""
-    with pytest.raises(EmbeddingAccessError, match=r"role or a profile, or pass session="):
+    with pytest.raises(
+        EmbeddingAccessError, match=r"pass session=, set AWS_PROFILE.*run with a role"
+    ):
         embeddings(bedrock, session=boto3.Session(region_name="us-east-1")).embed_query("tea")
     assert not bedrock.requests
 

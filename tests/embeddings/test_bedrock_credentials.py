@@ -57,14 +57,10 @@ def without_credentials(error: Exception, step: str) -> botocore.session.Session
         core.get_component("credential_provider").load_credentials = fail
     else:
         core._credentials = SimpleNamespace(get_frozen_credentials=fail)
-    if step == "client":
-        core.get_component("credential_provider").load_credentials = fail
-        core._credentials = None
-        core.register("before-send.bedrock-runtime", lambda **_: None)  # leaves it to a client
     return core
 
 
-@pytest.mark.parametrize("step", ["find", "renew", "client"])
+@pytest.mark.parametrize("step", ["find", "renew"])
 @pytest.mark.parametrize(
     ("code", "status"),
     [("AccessDenied", 403), ("ExpiredTokenException", 400), ("InvalidIdentityToken", 400)],

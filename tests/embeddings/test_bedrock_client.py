@@ -1,9 +1,11 @@
-"""Bedrock without a client of boto3: the same calls, and the client where only it knows how."""
+"""Bedrock through botocore's own client: what configures, traces or stubs one counts here too."""
 
 import functools
 import io
 import json
+import logging
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -41,8 +43,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
 NOWHERE = "http://127.0.0.1:9"
 # As ours: one attempt, as the retries are not botocore's.
 CONFIG = Config(retries={"total_max_attempts": 1, "mode": "standard"})
-# boto3's own bookkeeping, which is not signed.
-BOOKKEEPING = {"amz-sdk-invocation-id", "amz-sdk-request", "user-agent"}
+# What tells one call from the next, and is not signed.
+BOOKKEEPING = {"amz-sdk-invocation-id", "user-agent"}
 
 
 class Listener(Bedrock):
@@ -71,11 +73,6 @@ def make(model: str = TITAN, **options: Any) -> BedrockEmbeddings:
     return BedrockEmbeddings(model, **{"session": plain(), "query_cache_size": 0} | options)
 
 
-def has_client(embeddings: BedrockEmbeddings) -> bool:
-    """Whether a client of boto3 makes the calls."""
-    return type(embeddings._runtime.get()).__name__ == "ClientRuntime"
-
-
 # the request
 
 
@@ -96,15 +93,14 @@ def test_the_request_is_the_one_boto3_sends(
     for embeddings in (ours, make(model, client=client, base_model=base)):
         with suppress(EmbeddingError):  # the service knows no path in front of its own
             embeddings.embed_query("Grüße, ? & = %")
-    assert not has_client(ours)
     assert bedrock.paths[0] == bedrock.paths[1]
     assert bedrock.requests[0] == bedrock.requests[1]
     mine, boto3s = bedrock.headers
     assert "Signature=" in mine["authorization"]
     assert mine["x-amzn-trace-id"] == "Root=1-2;Parent=3;Sampled=1"
-    assert without({"user-agent"}, mine) == without(BOOKKEEPING, boto3s)
+    assert without(BOOKKEEPING, mine) == without(BOOKKEEPING, boto3s)
     assert mine["user-agent"].startswith("Boto3/")
-    assert mine["user-agent"].endswith(f" langgraph-aurora-store/{__version__}")
+    assert f" langgraph-aurora-store/{__version__}" in mine["user-agent"]
 
 
 def without(names: set[str], headers: Mapping[str, str]) -> dict[str, str]:
@@ -112,24 +108,21 @@ def without(names: set[str], headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("region", "variant", "by_client"),
+    ("region", "variant"),
     [
-        ("us-east-1", "", False),
-        ("ap-southeast-2", "", False),
-        ("us-gov-west-1", "", False),
-        ("cn-north-1", "", False),
-        ("us-east-1", "FIPS", False),
-        ("us-gov-east-1", "FIPS DUALSTACK", False),
-        ("eu-west-1", "DUALSTACK", False),
-        ("cn-north-1", "DUALSTACK", False),
-        ("us-iso-east-1", "", True),
-        ("eusc-de-east-1", "", True),
-        ("fips-us-east-1", "", True),
-        ("mars-north-1", "", True),
+        ("us-east-1", ""),
+        ("cn-north-1", ""),
+        ("us-east-1", "FIPS"),
+        ("us-gov-east-1", "FIPS DUALSTACK"),
+        ("eu-west-1", "DUALSTACK"),
+        ("us-iso-east-1", ""),
+        ("eusc-de-east-1", ""),
+        ("fips-us-east-1", ""),
+        ("mars-north-1", ""),
     ],
 )
 def test_the_host_is_the_one_boto3_calls(
-    monkeypatch: pytest.MonkeyPatch, region: str, variant: str, *, by_client: bool
+    monkeypatch: pytest.MonkeyPatch, region: str, variant: str
 ) -> None:
     """In each partition, with FIPS and dual-stack names; a proxy is asked for it."""
     for name in variant.split():
@@ -149,7 +142,6 @@ def test_the_host_is_the_one_boto3_calls(
                 embeddings.embed_query("tea")
     assert asked[0] == asked[-1]
     assert asked[0].startswith("CONNECT bedrock-runtime")
-    assert has_client(ours) == by_client
 
 
 @contextmanager
@@ -177,13 +169,12 @@ def serving(answer: Callable[[Any], None], tls: ssl.SSLContext | None = None) ->
             thread.join()
 
 
-def test_no_model_of_the_service_is_loaded() -> None:
-    """With the default session neither boto3 is imported nor one of botocore's data files read."""
+def test_boto3_is_not_imported_for_it() -> None:
+    """With the default session botocore's client does it, and numpy is not needed."""
     program = (
-        "import logging, sys\n"
+        "import sys\n"
         "from langgraph_aurora_store.embeddings import BedrockEmbeddings\n"
         "from tests.support.bedrock_service import Bedrock\n"
-        "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
         "with Bedrock() as service:\n"
         f"    embeddings = BedrockEmbeddings({TITAN!r}, endpoint_url=service.url)\n"
         "    print(len(embeddings.embed_query('tea')))\n"
@@ -196,9 +187,7 @@ def test_no_model_of_the_service_is_loaded() -> None:
         text=True,
         check=True,
     )
-    assert "\n1024\n" in run.stdout
-    assert run.stdout.endswith("\n[]\n")
-    assert "Loading JSON file" not in run.stdout
+    assert run.stdout == "1024\n[]\n"
 
 
 # settings
@@ -219,9 +208,7 @@ def test_the_endpoint_is_the_configured_one(
         monkeypatch.setenv("AWS_ENDPOINT_URL", bedrock.url if place == "global" else NOWHERE)
     if place == "service":
         monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", bedrock.url)
-    embeddings = make(deadline_s=0.01)
-    assert embeddings.embed_query("tea")
-    assert has_client(embeddings) == (place in sections)
+    assert make(deadline_s=0.01).embed_query("tea")
 
 
 def configure(path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
@@ -263,17 +250,16 @@ def test_the_bundle_of_roots_is_the_configured_one(
             configure(tmp_path, monkeypatch, f"[default]\nca_bundle = {roots}\n")
         else:
             monkeypatch.setenv(place, str(roots))
-        embeddings = make(endpoint_url=where)
-        assert embeddings.embed_query("tea") == [0.5] * 1024
-        assert not has_client(embeddings)
+        assert make(endpoint_url=where).embed_query("tea") == [0.5] * 1024
 
 
-def reply(connection: socket.socket, content: bytes, announced: int) -> None:
+def reply(connection: socket.socket, content: bytes, announced: int) -> bytes:
     """Read a request and answer it, with another length than is announced if need be."""
     received = b""
     while not received.endswith(b"}"):
         received += connection.recv(65536)
     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (announced, content))
+    return received
 
 
 def test_an_answer_cut_short_is_asked_for_again() -> None:
@@ -287,7 +273,7 @@ def test_an_answer_cut_short_is_asked_for_again() -> None:
     assert list(lengths) == []
 
 
-# where the client is needed
+# who listens, and who stands in
 
 
 def hooked(seen: list[str]) -> boto3.Session:
@@ -358,38 +344,20 @@ def test_a_tracer_of_any_step_of_boto3s_sees_it(
     assert set(seen) == {name}
 
 
-def test_langchains_name_in_the_user_agent_needs_no_client() -> None:
-    """Importing langchain_aws, as many agents do, wraps boto3's functions for that alone."""
-    program = (
-        "import boto3, langchain_aws\n"
-        "from langgraph_aurora_store.embeddings.bedrock_endpoint import is_boto3_replaced\n"
-        "print(boto3.client.__module__, is_boto3_replaced())\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
-    )
-    assert run.stdout == "langchain_aws False\n"
-
-
-@pytest.mark.parametrize("place", ["boto3.client", "boto3.Session.client", "session", "core"])
-def test_a_mock_of_boto3s_client_is_asked(
+@pytest.mark.parametrize("place", ["session", "core"])
+def test_a_stub_in_the_sessions_place_is_asked(
     bedrock: Listener, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """A test that replaces the client sends nothing to AWS, with the default session too."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", bedrock.url)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+    """A test that replaces what makes the session's clients sends nothing to AWS."""
     fake = mock.MagicMock()
     body = json.dumps({"embedding": [0.5] * 1024}).encode()
     fake.invoke_model.return_value = {"body": io.BytesIO(body)}
-    sessions = {"session": plain(), "core": botocore.session.Session()}
-    if place in sessions:
-        attribute = "client" if place == "session" else "create_client"
-        monkeypatch.setattr(sessions[place], attribute, mock.MagicMock(return_value=fake))
-    else:
-        monkeypatch.setattr(place, mock.MagicMock(return_value=fake))
-    assert make(session=sessions.get(place)).embed_query("tea") == [0.5] * 1024
+    core = botocore.session.Session()
+    core.set_credentials("AKIDEXAMPLE", "secret")
+    session: Any = plain() if place == "session" else core
+    attribute = "client" if place == "session" else "create_client"
+    monkeypatch.setattr(session, attribute, mock.MagicMock(return_value=fake))
+    assert make(session=session, region="us-east-1").embed_query("tea") == [0.5] * 1024
     assert not bedrock.requests
 
 
@@ -415,43 +383,69 @@ def test_a_session_of_another_kind_makes_its_own_client(bedrock: Listener) -> No
     assert make(session=Own(region_name="us-east-1"), endpoint_url=NOWHERE).embed_query("tea")
 
 
-def test_a_bearer_token_is_boto3s_to_send(
+# the API key of Bedrock
+
+
+@contextmanager
+def keyed(answers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Bedrock behind TLS, as a key is sent over that only; keeps who asked."""
+    authority = Authority.create("roots of this test")
+    (tmp_path / "roots.pem").write_bytes(authority.pem())
+    (tmp_path / "own.pem").write_bytes(authority.issue(["localhost"]))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "roots.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "own.pem")
+    content = json.dumps({"embedding": [0.5] * 1024}).encode()
+
+    def answer(connection: socket.socket) -> None:
+        head = reply(connection, content, len(content)).decode("latin-1")
+        answers.extend(re.findall(r"(?im)^authorization: (.*?)\r$", head))
+
+    with serving(answer, tls) as url:
+        yield url.replace("127.0.0.1", "localhost")
+
+
+@pytest.mark.parametrize("session", [None, "given", "boto3's default"])
+def test_an_api_key_outranks_every_credential_and_says_so_once(
+    session: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """botocore sends the key of AWS_BEARER_TOKEN_BEDROCK in place of explicit keys, too."""
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", "bedrock-api-key-0123456789")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", plain() if session == "boto3's default" else None)
+    asked: list[str] = []
+    with keyed(asked, tmp_path, monkeypatch) as url, caplog.at_level(logging.DEBUG):
+        embeddings = make(session=plain() if session == "given" else None, endpoint_url=url)
+        assert embeddings.embed_query("tea") == [0.5] * 1024
+        assert embeddings.embed_query("coffee") == [0.5] * 1024
+    assert asked == ["Bearer bedrock-api-key-0123456789"] * 2
+    warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(warnings) == (0 if session is None else 1)
+    assert all("AWS_BEARER_TOKEN_BEDROCK" in warning for warning in warnings)
+    assert "api-key-0123456789" not in caplog.text
+
+
+def test_an_api_key_needs_no_other_credentials_and_tls(
     bedrock: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Bedrock API key takes the place of a signature, over TLS only."""
+    """botocore sends a key over TLS only."""
     monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", "bedrock-api-key-0123456789")
     with pytest.raises(EmbeddingError, match="Bearer authorization requires an HTTPS endpoint"):
-        make(endpoint_url=bedrock.url).embed_query("tea")
+        make(session=None, region="us-east-1", endpoint_url=bedrock.url).embed_query("tea")
     assert not bedrock.requests
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "defaults_mode = standard",
-        "auth_scheme_preference = httpBearerAuth",
-        "bedrock-runtime =\n  signature_version = v4",
-        "api_versions =\n  bedrock-runtime = 2023-09-30",
-    ],
-)
-def test_settings_not_understood_are_left_to_boto3(
-    bedrock: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
-) -> None:
-    """What a profile may say of calls beyond what is known here."""
-    configure(tmp_path, monkeypatch, f"[default]\n{content}\n")
-    assert has_client(make(endpoint_url=bedrock.url))
-    configure(tmp_path, monkeypatch, "[default]\nregion = us-east-1\n")
-    assert not has_client(make(endpoint_url=bedrock.url))
-
-
-def test_a_model_of_the_users_own_is_left_to_boto3(
+def test_the_preferred_way_to_sign_is_the_profiles(
     bedrock: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """AWS_DATA_PATH may hold another bedrock-runtime."""
-    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
-    assert not has_client(make(endpoint_url=bedrock.url))
-    (tmp_path / "bedrock-runtime").mkdir()
-    assert has_client(make(endpoint_url=bedrock.url))
+    """auth_scheme_preference is botocore's to read: a bearer token is then asked for."""
+    configure(tmp_path, monkeypatch, "[default]\nauth_scheme_preference = httpBearerAuth\n")
+    with pytest.raises(EmbeddingError, match="Unable to locate authorization token"):
+        make(endpoint_url=bedrock.url).embed_query("tea")
+    assert not bedrock.requests
 
 
 # credentials and connections
