@@ -14,6 +14,7 @@ from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings, Profile
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.validation import check
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.aws.credential_sources import Session
@@ -41,6 +42,7 @@ class BaseAuroraStore:
         credentials: Credentials | None = None,
         sslmode: str = "verify-full",
         sslrootcert: str | Path | None = None,
+        application_name: str | None = None,
         pool: Profile | PoolSettings | None = None,
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
@@ -61,14 +63,17 @@ class BaseAuroraStore:
             region: where the cluster's name does not tell. Default: the session's, then
                 ``AWS_REGION``.
             port: default: the cluster's own where it is looked up, else 5432.
-            endpoint: what ``cluster`` stands for, where that is an alias such as a CNAME: tokens
-                and certificates are for the endpoint's own name.
+            endpoint: what ``cluster`` stands for, where that is an alias such as a CNAME or a
+                tunnel: tokens and certificates are for the endpoint's own name. ``HOST:PORT``
+                where the endpoint's port, which tokens are for, is not the ``port`` to dial.
             session: the boto3 session whose credentials sign, and call Bedrock. Default: boto3's
                 own chain.
             credentials: in place of IAM tokens: `PasswordCredentials` or
                 `SecretsManagerCredentials`.
             sslmode: libpq's; weaker ones than ``verify-full`` work, with a warning.
             sslrootcert: in place of the bundled Amazon roots. Default: ``PGSSLROOTCERT``.
+            application_name: what ``pg_stat_activity`` shows, up to 63 printable ASCII characters.
+                Default: ``PGAPPNAME``, else ``langgraph-aurora-store``.
             pool: ``"service"``, ``"lambda"`` or `PoolSettings`. Default: ``"lambda"`` when
                 running there.
             index: LangGraph's index configuration; ``embed`` may be ``"bedrock:<model id>"`` or
@@ -92,6 +97,7 @@ class BaseAuroraStore:
             credentials=credentials,
             sslmode=sslmode,
             sslrootcert=sslrootcert,
+            application_name=application_name,
         )
         settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
         operations = Operations(
@@ -141,6 +147,8 @@ class BaseAuroraStore:
                 transaction; pass ``False`` for a tool that runs the script as one.
 
         Raises:
-            ConfigurationError: the vectors' dimensions are unknown; pass ``dims`` in ``index``.
+            ConfigurationError: the vectors' dimensions are unknown; pass ``dims`` in ``index``. Or
+                ``role`` is no name of a role.
         """
+        check(role=role, reads_environment=False)
         return self._operations.ddl(role=role, concurrently=concurrently)

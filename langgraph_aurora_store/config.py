@@ -254,6 +254,7 @@ class ConnectDefaults(NamedTuple):
     database: str | None
     region: str | None
     sslrootcert: str | None
+    application_name: str | None
     on_lambda: bool
 
 
@@ -266,6 +267,7 @@ def connect_defaults(environ: Mapping[str, str] | None = None) -> ConnectDefault
         database=environ.get("AURORA_DATABASE") or None,
         region=environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None,
         sslrootcert=environ.get("PGSSLROOTCERT") or None,
+        application_name=environ.get("PGAPPNAME") or None,
         # Lambda developer guide, "Defined runtime environment variables".
         on_lambda=bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")),
     )

@@ -26,8 +26,12 @@ class _Wanted(NamedTuple):
     variable: str | None = None  # stands in where the argument is left out
 
 
+# Control characters, and what ends a line elsewhere: in a comment of a script or a line of a log.
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+    return isinstance(value, str) and bool(value.strip()) and not _UNPRINTABLE.search(value)
 
 
 def _is_password(value: object) -> bool:
@@ -46,6 +50,13 @@ def _is_identifier(value: object) -> bool:
     return _is_text(value) and len(str(value).encode(errors="replace")) <= _LONGEST_IDENTIFIER
 
 
+def _is_application_name(value: object) -> bool:
+    # PostgreSQL replaces other characters and cuts longer names off: "application_name" in
+    # https://www.postgresql.org/docs/current/runtime-config-logging.html
+    pattern = f"[ -~]{{1,{_LONGEST_IDENTIFIER}}}"
+    return isinstance(value, str) and bool(re.fullmatch(pattern, value))
+
+
 def is_cluster_identifier(value: object) -> bool:
     """Whether RDS would take a value for the identifier of a cluster: `IDENTIFIER_RULE`."""
     return isinstance(value, str) and bool(re.fullmatch(_CLUSTER_IDENTIFIER, value))
@@ -61,7 +72,8 @@ def _embeds(value: object) -> bool:
 
 
 _TEXT = (
-    f"text that is not empty, holds no NUL character and has {_LONGEST_IDENTIFIER} bytes at most"
+    "text that is not empty, holds no NUL or other control character and has"
+    f" {_LONGEST_IDENTIFIER} bytes at most"
 )
 _ARGUMENTS: Mapping[str, _Wanted] = {
     "cluster": _Wanted(_is_text, "the identifier, ARN or endpoint of a cluster, or leave it out"),
@@ -69,6 +81,12 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
     "endpoint": _Wanted(_is_text, "the host name of a cluster's own endpoint, or leave it out"),
     "user": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_USER"),
     "database": _Wanted(_is_identifier, f"{_TEXT}, or leave it out", variable="AURORA_DATABASE"),
+    "role": _Wanted(_is_identifier, f"{_TEXT}, or leave it out"),
+    "application_name": _Wanted(
+        _is_application_name,
+        f"1 to {_LONGEST_IDENTIFIER} printable ASCII characters, or leave it out",
+        variable="PGAPPNAME",
+    ),
     "region": _Wanted(is_region, "a region such as 'us-east-1', or leave it out"),
     "port": _Wanted(_is_port, "a whole number from 1 to 65535, or leave it out"),
     "session": _Wanted(_has("get_credentials"), "a boto3.Session, or leave it out", is_secret=True),
@@ -118,6 +136,30 @@ def check(*, reads_environment: bool = True, **given: object) -> None:
             raise ConfigurationError(f"{name}{_shown(value, wanted)} is wrong: pass {words}")
 
 
+_VARIABLES = {
+    "AURORA_CLUSTER": "cluster",
+    "AURORA_USER": "user",
+    "AURORA_DATABASE": "database",
+    "PGAPPNAME": "application_name",
+}
+
+
+def check_variables(**found: str | None) -> None:
+    """Refuse the first of these environment variables whose value is wrong; ``None`` is not set.
+
+    Raises:
+        ConfigurationError: naming the variable, its value unless that may be a secret, and what to
+            set.
+    """
+    for variable, value in found.items():
+        wanted = _ARGUMENTS[_VARIABLES[variable]]
+        if not (value is None or wanted.is_right(value)):
+            words = wanted.words.removesuffix(", or leave it out")
+            raise ConfigurationError(
+                f"the environment variable {variable}{_shown(value, wanted)} is wrong: set {words}"
+            )
+
+
 def within(name: str, value: object, low: float, high: float, *, whole: bool = True) -> Any:
     """The value, where it is a number in a range.
 
@@ -132,11 +174,16 @@ def within(name: str, value: object, low: float, high: float, *, whole: bool = T
     return value
 
 
+def may_hold_password(text: str) -> bool:
+    """Whether a text looks like a connection string: a URL, or libpq's ``name=value`` pairs."""
+    return "://" in text or bool(re.search(r"\w\s*=", text))
+
+
 def _shown(value: object, wanted: _Wanted) -> str:
     if isinstance(value, type):
         return f"=, the class {value.__name__},"
     # What else there is may hold a key or a password in its text.
-    is_plain = isinstance(value, str | int | float | None) and "://" not in str(value)
+    is_plain = isinstance(value, str | int | float | None) and not may_hold_password(str(value))
     if wanted.is_secret or not is_plain:
         return f"= of type {type(value).__name__}"
     text = repr(value)

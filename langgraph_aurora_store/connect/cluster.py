@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from langgraph_aurora_store.aws.credential_sources import Session
 from langgraph_aurora_store.aws.errors import (
@@ -16,6 +17,7 @@ from langgraph_aurora_store.aws.errors import (
     is_passing_answer,
 )
 from langgraph_aurora_store.aws.logging import redact_sdk_logs
+from langgraph_aurora_store.aws.regions import partition_of
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
 from langgraph_aurora_store.aws.single_flight import SingleFlight
 from langgraph_aurora_store.connect.endpoint_names import (
@@ -25,6 +27,7 @@ from langgraph_aurora_store.connect.endpoint_names import (
     parse_host,
     parse_name,
     reader_host,
+    split_port,
 )
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
@@ -47,7 +50,8 @@ DEFAULT_PORT = 5432
 class Endpoint(NamedTuple):
     """Where to connect, and what is known of the place without connecting.
 
-    ``hostaddr`` is the address to dial in place of looking ``host`` up: that of an alias.
+    ``port`` is the endpoint's own, which a token is signed for. ``addresses`` and ``dialled_port``
+    are dialled in place of ``host`` and ``port``: those of an alias or a tunnel, all in turn.
     ``region``, ``database`` and ``iam_enabled`` are ``None`` where neither the name nor a lookup
     tells.
     ``connect_resource`` is the ARN, up to the user, of an IAM policy for ``rds-db:connect``.
@@ -58,7 +62,8 @@ class Endpoint(NamedTuple):
     kind: Kind
     region: str | None = None
     database: str | None = None
-    hostaddr: str | None = None
+    addresses: tuple[str, ...] = ()
+    dialled_port: int | None = None
     iam_enabled: bool | None = None
     connect_resource: str | None = None
 
@@ -69,6 +74,7 @@ class Cluster:
     ``name`` is a cluster identifier or ARN (looked up with ``rds:DescribeDBClusters``), the host
     name of a writer, reader, instance, custom or RDS Proxy endpoint (nothing is looked up), or an
     alias such as a CNAME or a tunnel's address, with the endpoint it stands for in ``endpoint``.
+    ``endpoint`` may end in ``:PORT``, the endpoint's own; ``port`` is then dialled only.
     The region is the name's own, else ``region``; what needs one and finds neither takes the one
     that `AwsSession.region` finds. Making one does no I/O and imports no SDK.
 
@@ -88,8 +94,9 @@ class Cluster:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        host, self._endpoint_port = split_port(endpoint or "")
         self._alias = parse_host(name).host if endpoint else None
-        self._parsed = _with_region(parse_host(endpoint) if endpoint else parse_name(name), region)
+        self._parsed = _with_region(parse_host(host) if endpoint else parse_name(name), region)
         self._port = port
         self._database = database
         self._aws = session if isinstance(session, AwsSession) else AwsSession(session)
@@ -128,9 +135,9 @@ class Cluster:
             found = self._describe(self._parsed)
             return self._described(found, found.writer, "writer")
         alias = self._alias if self._alias != self._parsed.host else None
-        return self._named(self._parsed.host, self._parsed.kind)._replace(
-            hostaddr=resolve(alias, self._port or DEFAULT_PORT) if alias else None
-        )
+        named = self._named(self._parsed.host, self._parsed.kind)
+        port = named.dialled_port or named.port
+        return named._replace(addresses=resolve(alias, port) if alias else ())
 
     def reader(self) -> Endpoint:
         """The cluster's reader endpoint; of an instance or a proxy, that endpoint. Blocking.
@@ -143,15 +150,20 @@ class Cluster:
             return self._described(found, found.reader, "reader")
         if self._parsed.kind != "writer":
             return self.writer()
-        return self._named(reader_host(self._parsed), "reader")
+        return self._named(reader_host(self._parsed), "reader")._replace(dialled_port=None)
 
     def forget(self) -> None:
         """Look the cluster up again on next use: what was found did not serve."""
         self._description = None
 
     def _named(self, host: str, kind: Kind) -> Endpoint:
-        port = self._port or DEFAULT_PORT
-        return Endpoint(host, port, kind, self._parsed.region, self._database)
+        if self._endpoint_port is None:
+            port, dialled_port = self._port or DEFAULT_PORT, None
+        else:
+            port, dialled_port = self._endpoint_port, self._port or self._endpoint_port
+        return Endpoint(
+            host, port, kind, self._parsed.region, self._database, dialled_port=dialled_port
+        )
 
     def _described(self, found: Description, host: str, kind: Kind) -> Endpoint:
         return Endpoint(
@@ -205,8 +217,8 @@ def _with_region(
     return parsed._replace(region=parsed.region or region)
 
 
-def resolve(alias: str, port: int) -> str:
-    """The first address of a host name, looked up now. Blocking.
+def resolve(alias: str, port: int) -> tuple[str, ...]:
+    """The addresses of a host name, IPv4 and IPv6, in the order to dial them in. Blocking.
 
     Raises:
         HostNotFoundError: the name does not resolve.
@@ -215,7 +227,7 @@ def resolve(alias: str, port: int) -> str:
         found = socket.getaddrinfo(alias, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise HostNotFoundError(f"host name {alias!r} does not resolve: {error}") from error
-    return str(found[0][4][0])
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 _NOT_FOUND = {"DBClusterNotFoundFault", "DBClusterNotFound"}
@@ -253,16 +265,38 @@ def describe_cluster(name: ClusterName, region: Region, aws: AwsSession) -> Desc
 
     try:
         with redact_sdk_logs():
-            answer = aws.client("rds", region.name).describe_db_clusters(
-                DBClusterIdentifier=name.identifier
-            )
+            client = aws.client("rds", region.name)
+            answer = client.describe_db_clusters(DBClusterIdentifier=name.identifier)
     except ClientError as error:
         raise _explain(error, name, region) from error
     except BotoCoreError as error:
         failure = _unanswered(name, region, str(error))
         failure.is_transient = is_passing(error)
         raise failure from None  # the SDK's error holds the signed request
-    return _read(answer["DBClusters"], name, region)
+    found = _read(answer["DBClusters"], name, region)
+    if _is_amazons(client.meta.endpoint_url, region.name):
+        for host in (found.writer, found.reader):
+            _check_host(host, name, region)
+    return found
+
+
+def _is_amazons(url: str, region: str) -> bool:
+    """Whether a URL is that of the RDS API of a region, and not one that was configured instead."""
+    partition = partition_of(region)
+    suffixes = (partition.dns_suffix, partition.dual_stack_suffix)
+    names = (f"rds.{region}", f"rds-fips.{region}", "rds")  # GovCloud has one without a region
+    return urlsplit(url).hostname in {f"{name}.{suffix}" for name in names for suffix in suffixes}
+
+
+def _check_host(host: str, name: ClusterName, region: Region) -> None:
+    """Refuse to make a login for a host that is none of RDS in the region that was asked."""
+    endpoint = parse_host(host)
+    if endpoint.kind == "alias" or endpoint.region != region.name:
+        raise ClusterError(
+            f"RDS in region {region} names {host!r} as an endpoint of cluster"
+            f" {name.identifier!r}, which is no endpoint of RDS in that region; no token or"
+            f" password is made for it. Check what answers for the RDS API, {_ENDPOINT_INSTEAD}"
+        )
 
 
 def _unanswered(name: ClusterName, region: Region, why: str) -> ClusterError:

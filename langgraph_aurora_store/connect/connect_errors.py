@@ -5,6 +5,7 @@ libpq reports failed attempts as text only, without an SQLSTATE, so this reads t
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ from langgraph_aurora_store.aws.regions import partition_of
 from langgraph_aurora_store.connect.credentials import Method
 from langgraph_aurora_store.connect.endpoint_names import Kind
 from langgraph_aurora_store.errors import (
-    AuroraStoreError,
     AuthenticationError,
     CertificateError,
     ClusterError,
@@ -59,7 +59,12 @@ _TRANSIENT_SQLSTATES = r"08\w{3}|53300|57P0[123]"
 _NO_WAY = r"unreachable|No route to host"
 _CLOSED = r"(?i)connection refused"
 _OPEN = "; the port is open, but nothing answered in time"
-_PREFIX = r"^(?:connection failed: )?(?:connection to server at .*? failed: )?"
+# psycopg repeats where it connected, and, after several addresses, libpq's words for each.
+_PREFIX = (
+    r"^(?:- host: .*?, hostaddr: \S+: )?(?:connection failed: )?"
+    r"(?:connection to server at .*? failed: )?"
+)
+_HEADING = "Multiple connection attempts failed. All failures were:"
 
 
 class Target(NamedTuple):
@@ -72,13 +77,14 @@ class Target(NamedTuple):
     region: str | None
     kind: Kind
     method: Method
-    hostaddr: str | None = None
+    addresses: tuple[str, ...] = ()
+    signed_port: int | None = None
     connect_resource: str | None = None
     sslmode: str = "verify-full"
     sslrootcert: str | None = None
 
     def __str__(self) -> str:
-        via = f" (dialled at {self.hostaddr})" if self.hostaddr else ""
+        via = f" (dialled at {', '.join(self.addresses)})" if self.addresses else ""
         region = f", region {self.region}" if self.region else ""
         where = f"{self.host}:{self.port}{via}"
         return f"user {self.user!r} at {where}, database {self.database!r}{region}"
@@ -92,8 +98,8 @@ def translate(error: psycopg.Error, target: Target, *, port_is_open: bool = Fals
     text = f"{error}{_OPEN}" if port_is_open else str(error)
     found = _classify(text)
     # libpq indents what it guesses in addition.
-    lines = (re.sub(_PREFIX, "", line) for line in text.splitlines() if not line.startswith("\t"))
-    said = "; ".join(dict.fromkeys(line.strip() for line in lines))
+    lines = (line for line in text.splitlines() if line != _HEADING and not line.startswith("\t"))
+    said = "; ".join(dict.fromkeys(re.sub(_PREFIX, "", line).strip() for line in lines))
     refusal = found(f"could not connect as {target}: {said}{_advice(found, target, text)}")
     # A copy: the original holds on to libpq's connection, and with it to the password.
     refusal.__cause__ = type(error)(text)
@@ -132,11 +138,8 @@ def is_port_closed(error: BaseException) -> bool:
 
 
 def copy_for_raise(error: Exception) -> Exception:
-    """The same error to raise in another thread, so that tracebacks do not mix."""
-    if not isinstance(error, AuroraStoreError):
-        return error
-    twin = type(error)(*error.args)
-    twin.__dict__.update(error.__dict__)
+    """The same error without its traceback, whose frames hold the password, for another thread."""
+    twin = copy.copy(error)
     twin.__cause__ = error.__cause__
     return twin
 
@@ -204,7 +207,18 @@ def _authentication_advice(target: Target, text: str) -> str:
         f"{switch} that the AWS identity may rds-db:connect on {resource}/{target.user}; that its"
         " credentials have not expired, and this machine's clock is right, as a token holds for"
         " 900 s; and that the endpoint is the cluster's own, as a token cannot be signed for a"
-        " CNAME"
+        f" CNAME{_tunnel_advice(target)}"
+    )
+
+
+def _tunnel_advice(target: Target) -> str:
+    """Where a token was signed for the port that is dialled, although that may be a tunnel's."""
+    if not target.addresses or target.port != target.signed_port:
+        return ""
+    return (
+        f"; nor for a tunnel's port: it was signed for {target.host}:{target.port}, so where the"
+        f" endpoint's own port is another, pass endpoint='{target.host}:5432' with it and keep"
+        f" port={target.port}"
     )
 
 

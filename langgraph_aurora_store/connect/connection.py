@@ -99,17 +99,18 @@ _DIAL_TIMEOUT_S = 0.8
 
 def _is_open(target: Target) -> bool:
     # Tells a cluster that resumes or is overrun from a security group that drops packets.
-    with suppress(OSError):
-        address = (target.hostaddr or target.host, target.port)
-        socket.create_connection(address, timeout=_DIAL_TIMEOUT_S).close()
-        return True
+    for host in target.addresses or (target.host,):
+        with suppress(OSError):
+            socket.create_connection((host, target.port), timeout=_DIAL_TIMEOUT_S).close()
+            return True
     return False
 
 
 async def _is_open_async(target: Target) -> bool:
-    with suppress(OSError, TimeoutError):
-        dial = asyncio.open_connection(target.hostaddr or target.host, target.port)
-        _, writer = await asyncio.wait_for(dial, _DIAL_TIMEOUT_S)
-        writer.transport.abort()
-        return True
+    for host in target.addresses or (target.host,):
+        with suppress(OSError, TimeoutError):
+            dial = asyncio.open_connection(host, target.port)
+            _, writer = await asyncio.wait_for(dial, _DIAL_TIMEOUT_S)
+            writer.transport.abort()
+            return True
     return False

@@ -8,15 +8,18 @@ Precedence, the first that says something:
 | user | `user` | `username` | `AURORA_USER` | an error |
 | database | `database` | `dbname` | `AURORA_DATABASE` | the name that the lookup gives |
 | port | `port` | `port`, at its own host | | the lookup's, else 5432 |
+| port signed for | the `:PORT` of `endpoint` | | | the port |
 | region | the cluster's name, `region` | | see `Aws.region` | an error |
 | trust store | `sslrootcert` | | `PGSSLROOTCERT` | the bundled one |
+| application name | `application_name` | | `PGAPPNAME` | the package's |
 
-A `user` that contradicts the secret's `username` is an error.
+A `user` that contradicts the secret's `username` is an error. Of libpq's other variables see
+`libpq_environment`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +36,7 @@ from langgraph_aurora_store.connect.credentials import (
     Secret,
     SecretsManagerCredentials,
 )
+from langgraph_aurora_store.connect.libpq_environment import libpq_parameters
 from langgraph_aurora_store.connect.tls import Tls, verify
 from langgraph_aurora_store.errors import (
     AuthenticationError,
@@ -41,7 +45,7 @@ from langgraph_aurora_store.errors import (
     HostNotFoundError,
     IamAuthenticationDisabledError,
 )
-from langgraph_aurora_store.validation import check
+from langgraph_aurora_store.validation import check, check_variables
 
 APPLICATION_NAME = "langgraph-aurora-store"
 
@@ -60,6 +64,7 @@ class ConnectionFactory(NamedTuple):
     role: Literal["writer", "reader"] = "writer"
     application_name: str = APPLICATION_NAME
     port: int | None = None
+    environ: Mapping[str, str] | None = None  # the process's own by default
     default_cluster: Cluster | None = None
     default_user: str | None = None
     default_database: str | None = None
@@ -73,25 +78,25 @@ class ConnectionFactory(NamedTuple):
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `AuroraConnection.connect`, with a login made now. Blocking.
 
-        No start-up ``options`` are sent, which poolers refuse.
-
         Raises:
-            AuroraStoreError: the cluster, its alias or the credentials could not be had.
+            AuroraStoreError: the cluster, its alias or the credentials could not be obtained.
+            ConfigurationError: libpq's environment would change the connection.
         """
         secret = self._secret()
         endpoint = self._endpoint(secret)
         login = self.credentials.login(endpoint, self.user or secret.username or self.default_user)
         target = self._target(endpoint, login.user)
         return {
+            **libpq_parameters(config.environment() if self.environ is None else self.environ),
             "target": target,
-            "host": endpoint.host,
-            "hostaddr": endpoint.hostaddr,
-            "port": endpoint.port,
+            # As many names as addresses, which psycopg then dials in turn.
+            "host": ",".join([endpoint.host] * max(len(endpoint.addresses), 1)),
+            "hostaddr": ",".join(endpoint.addresses),
+            "port": target.port,
             "dbname": target.database,
             "user": login.user,
             "password": login.password,
             "application_name": self.application_name,
-            "gssencmode": "disable",  # RDS offers none over its endpoints, and asking costs a trip
             "autocommit": True,
             # A pooler hands statements of one client to many servers: none may stay prepared.
             # Not 0: an instrumentor that comments each statement with its trace makes each text
@@ -117,7 +122,7 @@ class ConnectionFactory(NamedTuple):
     def _endpoint(self, secret: Secret) -> Endpoint:
         cluster = self.cluster
         if cluster is None and secret.host:
-            cluster = Cluster(secret.host)
+            cluster = Cluster(secret.host, port=self.port)
         cluster = cluster or self.default_cluster
         if cluster is None:
             raise ConfigurationError(
@@ -125,9 +130,10 @@ class ConnectionFactory(NamedTuple):
                 " set AURORA_CLUSTER"
             )
         endpoint = cluster.writer() if self.role == "writer" else cluster.reader()
-        secret_port = secret.port if endpoint.host == secret.host else None
+        no_port_given = self.port is None and endpoint.dialled_port is None
+        if secret.port and endpoint.host == secret.host and no_port_given:
+            endpoint = endpoint._replace(port=secret.port)
         return endpoint._replace(
-            port=self.port or secret_port or endpoint.port,
             database=self.database or secret.dbname or self.default_database or endpoint.database,
         )
 
@@ -139,12 +145,13 @@ class ConnectionFactory(NamedTuple):
         return Target(
             user=user,
             host=endpoint.host,
-            port=endpoint.port,
+            port=endpoint.dialled_port or endpoint.port,
             database=endpoint.database,
             region=endpoint.region,
             kind=endpoint.kind,
             method=self.credentials.method,
-            hostaddr=endpoint.hostaddr,
+            addresses=endpoint.addresses,
+            signed_port=endpoint.port,
             connect_resource=endpoint.connect_resource,
             sslmode=self.tls.sslmode,
             sslrootcert=self.tls.sslrootcert,
@@ -163,6 +170,7 @@ def connection_factory(
     credentials: Credentials | None = None,
     sslmode: str = "verify-full",
     sslrootcert: str | Path | None = None,
+    application_name: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ConnectionFactory:
     """Gather and check everything that can be checked without I/O; nothing is contacted.
@@ -183,24 +191,44 @@ def connection_factory(
         endpoint=endpoint,
         session=session,
         credentials=credentials,
+        application_name=application_name,
     )
-    defaults = config.connect_defaults(environ)
+    given = cluster or endpoint
+    defaults = _read_environment(environ, (given, user, database, application_name))
     aws = AwsSession(session)
     named = partial(Cluster, region=region, port=port, session=aws, environ=environ)
-    given = cluster or endpoint
     factory = ConnectionFactory(
         cluster=named(given, endpoint=endpoint) if given else None,
         user=user,
         database=database,
         credentials=credentials or IamCredentials(aws, environ=environ),
         tls=verify(sslmode, sslrootcert, environ=environ),
+        application_name=application_name or defaults.application_name or APPLICATION_NAME,
         port=port,
+        environ=environ,
         default_cluster=None if given or not defaults.cluster else named(defaults.cluster),
         default_user=defaults.user,
         default_database=defaults.database,
     )
     _check(factory)
     return factory
+
+
+def _read_environment(
+    environ: Mapping[str, str] | None, given: Sequence[str | None]
+) -> config.ConnectDefaults:
+    """What the environment says, checked where no parameter is given in the variable's place."""
+    defaults = config.connect_defaults(environ)
+    found = {
+        "AURORA_CLUSTER": defaults.cluster,
+        "AURORA_USER": defaults.user,
+        "AURORA_DATABASE": defaults.database,
+        "PGAPPNAME": defaults.application_name,
+    }
+    needed = (name for name, value in zip(found, given, strict=True) if value is None)
+    check_variables(**{name: found[name] for name in needed})
+    libpq_parameters(config.environment() if environ is None else environ)
+    return defaults
 
 
 def _check(factory: ConnectionFactory) -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
+from langgraph_aurora_store.aws.regions import PARTITIONS
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.validation import IDENTIFIER_RULE, is_cluster_identifier
+from langgraph_aurora_store.validation import (
+    IDENTIFIER_RULE,
+    is_cluster_identifier,
+    may_hold_password,
+)
 
 Kind: TypeAlias = Literal["writer", "reader", "custom", "instance", "proxy", "global", "alias"]
 
@@ -20,17 +25,20 @@ _KINDS: dict[str, Kind] = {
 }
 # Aurora user guide, "Aurora endpoint connections"; China and newer GovCloud names put "rds" before
 # the region: https://docs.amazonaws.cn/en_us/aws/latest/userguide/endpoints-Beijing.html
+_SUFFIXES = sorted({partition.dns_suffix for partition in PARTITIONS})
 _ENDPOINT = (
     r"(?P<name>[a-z0-9-]+(?:\.endpoint)?)"
     r"\.(?P<kind>cluster-ro-|cluster-custom-|cluster-|proxy-|global-|)(?P<id>[a-z0-9]+)"
     r"\.(?:(?P<region>[a-z0-9-]+)\.rds|rds\.(?P<region_last>[a-z0-9-]+))"
-    r"\.(?:amazonaws\.com(?:\.cn)?|c2s\.ic\.gov|sc2s\.sgov\.gov)"
+    rf"\.(?:{'|'.join(re.escape(suffix) for suffix in _SUFFIXES)})"
 )
 _ARN = (
     r"arn:(?P<partition>aws[a-z-]*):rds:(?P<region>[a-z0-9-]*):(?P<account>\d*)"
     r":(?P<type>[a-z-]+):(?P<name>[A-Za-z0-9-]+)"
 )
 _LONGEST_LABEL = 63  # RFC 1035
+_LONGEST_SHOWN = 100
+_HIGHEST_PORT = 65_535
 _HOST = r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_:])?"
 
 
@@ -62,8 +70,8 @@ def parse_name(name: str) -> ClusterName | EndpointName:
         return parse_host(name)
     if not is_cluster_identifier(name):
         raise ConfigurationError(
-            f"{name!r} is not a cluster name; pass a cluster identifier ({IDENTIFIER_RULE}), its"
-            " ARN or the host name of an endpoint"
+            f"{_shown(name)} is not a cluster name; pass a cluster identifier ({IDENTIFIER_RULE}),"
+            " its ARN or the host name of an endpoint"
         )
     return ClusterName(name.lower())
 
@@ -91,6 +99,14 @@ def parse_host(host: str) -> EndpointName:
     return EndpointName(name, _KINDS[found["kind"]], None if region == "global" else region)
 
 
+def split_port(host: str) -> tuple[str, int | None]:
+    """A host name and the port after it, if there is one."""
+    found = re.fullmatch(r"([^:]+):(\d{1,5})", host)
+    if not found or not 1 <= int(found[2]) <= _HIGHEST_PORT:
+        return host, None
+    return found[1], int(found[2])
+
+
 def reader_host(writer: EndpointName) -> str:
     """The host that serves reads: the ``-ro-`` name of a writer, for any other kind the same."""
     if writer.kind != "writer":
@@ -102,18 +118,18 @@ def _parse_arn(arn: str) -> ClusterName:
     found = re.fullmatch(_ARN, arn)
     if not found:
         raise ConfigurationError(
-            f"{arn!r} is not the ARN of a cluster: arn:aws:rds:REGION:ACCOUNT:cluster:NAME"
+            f"{_shown(arn)} is not the ARN of a cluster: arn:aws:rds:REGION:ACCOUNT:cluster:NAME"
         )
     if found["type"] != "cluster":
         raise ConfigurationError(
-            f"{arn!r} names a {found['type']}; pass the ARN of a cluster, or the host name of an"
-            " endpoint"
+            f"{_shown(arn)} names a {found['type']}; pass the ARN of a cluster, or the host name of"
+            " an endpoint"
         )
     return ClusterName(found["name"].lower(), found["region"] or None, arn)
 
 
 def _shown(name: str) -> str:
-    """A name for a message; a URL may hold a password."""
-    if "://" in name or "@" in name:
-        return "a URL (from_conn_string() takes those)"
-    return repr(name)
+    """A name for a message, cut to its first characters; a connection string holds a password."""
+    if may_hold_password(name) or "@" in name:
+        return "a URL or connection string (from_conn_string() takes those)"
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")

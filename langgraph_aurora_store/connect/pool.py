@@ -102,10 +102,11 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
                 if deadline.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
+                if self.health.is_retryable(refusal):
+                    continue
             except POOL_ERRORS as error:
-                raise deadline.ended_by(error, self.health, **_limits(self)) from None
-            if not self.health.is_retryable(refusal):
-                raise refusal
+                refusal = deadline.ended_by(error, self.health, **_limits(self))
+            raise refusal  # here, so that its cause is what refused, and not psycopg_pool's error
 
     @override
     def putconn(self, conn: AuroraConnection) -> None:
@@ -205,10 +206,11 @@ class AsyncAuroraPool(CancellablePool):
                 if deadline.began_after(refused.begun_at):
                     continue  # what refused an earlier caller may have been mended since
                 refusal = refused.error
+                if self.health.is_retryable(refusal):
+                    continue
             except POOL_ERRORS as error:
-                raise deadline.ended_by(error, self.health, **_limits(self)) from None
-            if not self.health.is_retryable(refusal):
-                raise refusal
+                refusal = deadline.ended_by(error, self.health, **_limits(self))
+            raise refusal  # here, so that its cause is what refused, and not psycopg_pool's error
 
     @override
     async def putconn(self, conn: AsyncAuroraConnection) -> None:

@@ -131,7 +131,7 @@ class PoolHealth:
             if not self._failures:
                 self._failing_since = self._clock()
             is_news = str(error) != str(self._last_error)
-            self._last_error = error
+            self._last_error = copy_for_raise(error)
             self._failures += 1
             if self.is_retryable(error):
                 longest = min(_FIRST_REST_S * 2 ** min(self._failures, 10), _LONGEST_REST_S)
@@ -217,5 +217,5 @@ class AcquireDeadline:
             " max_size, or hold connections for shorter"
         )
         error = PoolTimeoutError(f"no connection within {self._timeout_s:.2f} s; {why}")
-        error.__cause__ = last_error
+        error.__cause__ = last_error and copy_for_raise(last_error)
         return error

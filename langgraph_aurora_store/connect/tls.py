@@ -13,8 +13,8 @@ from langgraph_aurora_store.errors import ConfigurationError
 
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
-# The RDS authorities of 28 regions of the commercial partition (neither China nor GovCloud, nor a
-# region younger than this copy) and the public Amazon roots, which certify RDS Proxy, in one file:
+# The RDS authorities of 32 regions of the commercial partition (docs/connecting.md names those that
+# are missing) and the public Amazon roots, which certify RDS Proxy, in one file:
 # truststore.pki.rds.amazonaws.com and amazontrust.com/repository. libpq reads it for each
 # connection, and takes no context that could be kept.
 BUNDLED = Path(__file__).with_name("data") / "rds-trust.pem"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.credentials import DeferredRefreshableCredentials
 from botocore.exceptions import ClientError
 from moto import mock_aws
@@ -68,6 +70,11 @@ NAMES = [
     (f"px.proxy-{ID}.rds.cn-north-1.amazonaws.com.cn", "proxy", "cn-north-1"),
     (f"mem.cluster-{ID}.us-gov-west-1.rds.amazonaws.com", "writer", "us-gov-west-1"),
     (f"mem.cluster-{ID}.rds.us-gov-east-1.amazonaws.com", "writer", "us-gov-east-1"),
+    (f"mem.cluster-{ID}.eusc-de-east-1.rds.amazonaws.eu", "writer", "eusc-de-east-1"),
+    (f"mem.cluster-{ID}.us-iso-east-1.rds.c2s.ic.gov", "writer", "us-iso-east-1"),
+    (f"mem.cluster-{ID}.us-isob-east-1.rds.sc2s.sgov.gov", "writer", "us-isob-east-1"),
+    (f"mem.cluster-{ID}.eu-isoe-west-1.rds.cloud.adc-e.uk", "writer", "eu-isoe-west-1"),
+    (f"mem.cluster-{ID}.us-isof-south-1.rds.csp.hci.ic.gov", "writer", "us-isof-south-1"),
     (f"MEM.cluster-{ID}.eu-west-1.rds.amazonaws.com.", "writer", "eu-west-1"),
 ]
 
@@ -131,17 +138,36 @@ def test_region_that_contradicts_the_name_is_refused() -> None:
 def test_alias_is_dialled_under_the_name_it_stands_for() -> None:
     """The certificate and the token are the endpoint's; only the address is the alias's."""
     endpoint = Cluster("127.0.0.1", endpoint=NAMES[0][0]).writer()
-    assert (endpoint.host, endpoint.hostaddr) == (NAMES[0][0], "127.0.0.1")
+    assert (endpoint.host, endpoint.addresses) == (NAMES[0][0], ("127.0.0.1",))
     assert (endpoint.kind, endpoint.region) == ("writer", "eu-west-1")
     reader = Cluster("127.0.0.1", endpoint=NAMES[0][0]).reader()
-    assert (reader.host, reader.hostaddr) == (NAMES[1][0], None)
+    assert (reader.host, reader.addresses) == (NAMES[1][0], ())
 
 
 def test_alias_is_resolved_at_each_use() -> None:
     """A custom domain moves with a failover: its address is not remembered."""
     cluster = Cluster("localhost", endpoint=NAMES[0][0])
-    assert cluster.writer().hostaddr in {"127.0.0.1", "::1"}
+    assert set(cluster.writer().addresses) & {"127.0.0.1", "::1"}
     assert cluster.writer() is not cluster.writer()
+
+
+def test_tunnels_port_is_dialled_and_the_endpoints_is_signed_for() -> None:
+    """`endpoint="HOST:PORT"` tells them apart; a reader's endpoint is not behind the tunnel."""
+    cluster = Cluster("127.0.0.1", endpoint=f"{NAMES[0][0]}:5433", port=15432)
+    writer = cluster.writer()
+    assert (writer.host, writer.port, writer.dialled_port) == (NAMES[0][0], 5433, 15432)
+    assert (cluster.reader().port, cluster.reader().dialled_port) == (5433, None)
+    alone = Cluster("127.0.0.1", endpoint=f"{NAMES[0][0]}:5433").writer()
+    assert (alone.port, alone.dialled_port) == (5433, 5433)
+    same = Cluster("127.0.0.1", endpoint=NAMES[0][0], port=15432).writer()
+    assert (same.port, same.dialled_port) == (15432, None)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "x", ""])
+def test_port_of_an_endpoint_that_is_none_is_refused(port: str) -> None:
+    """As a name with a colon."""
+    with pytest.raises(ConfigurationError, match="is not a host name"):
+        Cluster("127.0.0.1", endpoint=f"{NAMES[0][0]}:{port}")
 
 
 def test_alias_that_does_not_resolve_is_named() -> None:
@@ -207,6 +233,90 @@ def test_sixteen_threads_look_a_cluster_up_once(aurora: LocalAurora) -> None:
         found = list(threads.map(lambda _: cluster.writer(), range(16)))
     assert len(set(found)) == 1
     assert aurora.describe_calls - before == 1
+
+
+HIJACKED = "<DBCluster><Engine>aurora-postgresql</Engine>{}</DBCluster>"
+
+
+def answering(*, writer: str, reader: str) -> boto3.Session:
+    """A session whose RDS API, at Amazon's own address, is answered by the network in between."""
+    fields = f"<Endpoint>{writer}</Endpoint><ReaderEndpoint>{reader}</ReaderEndpoint>"
+    body = (
+        "<DescribeDBClustersResponse><DescribeDBClustersResult><DBClusters>"
+        f"{HIJACKED.format(fields)}"
+        "</DBClusters></DescribeDBClustersResult></DescribeDBClustersResponse>"
+    )
+
+    class Raw:
+        def stream(self) -> Iterator[bytes]:
+            yield body.encode()
+
+    session = boto3.Session("AKIATEST", "s", region_name="eu-west-1")
+    session.events.register(
+        "before-send.rds.DescribeDBClusters",
+        lambda request, **_: AWSResponse(request.url, 200, {}, Raw()),
+    )
+    return session
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "db.attacker.example",
+        "203.0.113.9",
+        f"mem.cluster-{ID}.eu-west-1.rds.amazonaws.com.attacker.example",
+        f"mem.cluster-{ID}.us-east-1.rds.amazonaws.com",
+        f"mem.cluster-{ID}.rds.cn-north-1.amazonaws.com.cn",
+    ],
+)
+@pytest.mark.parametrize("role", ["writer", "reader"])
+def test_host_that_is_not_of_rds_in_the_region_is_not_believed(host: str, role: str) -> None:
+    """A token or password would be made for it; only an API of the user's own may name any host."""
+    hosts = {"writer": NAMES[0][0], "reader": NAMES[1][0], role: host}
+    with pytest.raises(ClusterError, match=rf"names '{host}'.*no token or password"):
+        Cluster("mem", session=answering(**hosts)).writer()
+
+
+def test_host_of_rds_in_the_region_is_believed() -> None:
+    """As in a real answer."""
+    session = answering(writer=NAMES[0][0], reader=NAMES[1][0])
+    assert Cluster("mem", session=session).writer().host == NAMES[0][0]
+    assert Cluster("mem", session=session).reader().host == NAMES[1][0]
+
+
+SECRET = "s3cret-of-a-user"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"host=db.internal password={SECRET} user=u",
+        f"host = db.internal password = {SECRET}",
+        f"password='{SECRET}'",
+        f"postgresql://u:{SECRET}@db.internal/memory",
+        f"u:{SECRET}@db.internal",
+        f"arn:aws:rds:password={SECRET}",
+        f"host=db.internal\npassword={SECRET}",
+    ],
+)
+@pytest.mark.parametrize("parameter", ["cluster", "endpoint", "AURORA_CLUSTER"])
+def test_password_in_a_connection_string_is_not_repeated(text: str, parameter: str) -> None:
+    """A string of libpq's in place of a name is the commonest confusion, and errors are logged."""
+    given: Any = {parameter: text}
+    if parameter == "endpoint":
+        given["cluster"] = "db.internal"
+    environ = {parameter: given.pop(parameter)} if parameter.isupper() else {}
+    with pytest.raises(ConfigurationError) as caught:
+        connection_factory(user="u", database="d", environ=environ, **given)
+    told = traceback.TracebackException.from_exception(caught.value)
+    assert SECRET not in "".join(told.format())
+
+
+def test_name_in_an_error_is_cut() -> None:
+    """A document in place of a name is told by its beginning."""
+    with pytest.raises(ConfigurationError) as caught:
+        Cluster("x y" * 10_000)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("key", ["credential_process", "sso_session", "role_arn"])

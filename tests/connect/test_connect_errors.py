@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -291,7 +292,7 @@ def plain(port: int) -> ConnectionFactory:
             user="u",
             database="d",
             port=port,
-            credentials=PasswordCredentials("p"),
+            credentials=PasswordCredentials("a-password-of-its-own"),
             sslmode="disable",
             environ={},
         )
@@ -316,6 +317,23 @@ def test_server_that_does_not_come_back_is_named_in_the_timeout(open_pool: Open)
     assert "no connection within 0.70 s" in str(error)
     assert "the database system is starting up" in str(error)
     assert 0.6 < after_s < 5
+
+
+def test_timeout_keeps_its_cause_and_no_frame_of_it(open_pool: Open) -> None:
+    """`__cause__` is the last refusal, whose own frames, which hold the password, are not."""
+    with closing(Unready(unready_for=float("inf"))) as server:
+        pool = open_pool(plain(server.port), replace(SETTINGS, timeout_s=0.5))
+        error, _ = raised_by(lambda: pool.hold(1))
+    assert isinstance(error, PoolTimeoutError)
+    assert isinstance(error.__cause__, ConnectError)
+    assert "the database system is starting up" in str(error.__cause__)
+    told = traceback.TracebackException.from_exception(error, capture_locals=True)
+    assert "the direct cause" in "".join(told.format())
+    assert "a-password-of-its-own" not in "".join(told.format())
+    reason: BaseException | None = error.__cause__
+    while reason:
+        assert reason.__traceback__ is None
+        reason = reason.__cause__ or reason.__context__
 
 
 def test_rests_between_attempts_are_shared_by_all_callers(open_pool: Open) -> None:

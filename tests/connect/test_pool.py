@@ -5,12 +5,13 @@ import gc
 import inspect
 import json
 import logging
+import socket
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -81,6 +82,117 @@ def test_alias_of_an_endpoint_is_dialled(cluster: LocalAurora, open_pool: Open) 
     assert open_pool(by_address(cluster)).fetch() == cluster.user
 
 
+def test_tunnel_is_dialled_with_a_token_for_the_endpoints_own_port(open_pool: Open) -> None:
+    """As through SSM: another local port than the endpoint's, which the token is for."""
+    with socket.create_server(("127.0.0.1", 0)) as tunnel, LocalAurora(export=False) as aurora:
+        local_port = tunnel.getsockname()[1]
+        with forwarding(tunnel, aurora.port):
+            given = {"database": aurora.database, "region": aurora.region, "port": local_port}
+            factory = connect(aurora, "127.0.0.1", endpoint=f"localhost:{aurora.port}", **given)
+            assert open_pool(factory).fetch() == aurora.user
+            assert aurora.refusals.total() == 0
+            factory = connect(aurora, "127.0.0.1", endpoint="localhost", **given)
+            error, _ = raised_by(open_pool(factory).fetch)
+            assert set(aurora.refusals) == {"wrong-port"}
+    assert isinstance(error, AuthenticationError)
+    assert f"signed for localhost:{local_port}" in str(error)
+    assert f"endpoint='localhost:5432' with it and keep port={local_port}" in str(error)
+
+
+@contextmanager
+def forwarding(listener: socket.socket, port: int) -> Iterator[None]:
+    """Forward each connection to a listener to a local port, as a tunnel does."""
+    links: list[socket.socket] = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                links.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for link in links:
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()
+
+
+ENDPOINTS = {
+    "dual-stack cluster": "m.cluster-c0ffee.us-east-1.rds.amazonaws.com",
+    "proxy": "px.proxy-c0ffee.us-east-1.rds.amazonaws.com",
+}
+
+
+@pytest.fixture(scope="module")
+def amazons() -> Iterator[LocalAurora]:
+    """A local cluster under names of Amazon's, which no DNS here resolves."""
+    writer, reader = ENDPOINTS.values()
+    with LocalAurora(endpoint=writer, reader_endpoint=reader, export=False) as aurora:
+        yield aurora
+
+
+@pytest.mark.parametrize("host", ENDPOINTS.values(), ids=ENDPOINTS)
+@pytest.mark.parametrize("alias", ["nlb.internal", None], ids=["alias", "own name"])
+def test_each_address_of_a_name_is_tried(
+    amazons: LocalAurora,
+    open_pool: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    alias: str | None,
+) -> None:
+    """IPv6 first, as of a dual-stack endpoint, an NLB or PrivateLink; verified by its own name."""
+    real = socket.getaddrinfo
+
+    def look_up(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if name != (alias or host):
+            return real(name, port, *args, **kwargs)
+        found = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.2"), (socket.AF_INET, LAST)]
+        return [(f, socket.SOCK_STREAM, 6, "", (address, port)) for f, address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    given: Any = {"port": amazons.port, "database": amazons.database}
+    factory = connect(amazons, alias or host, endpoint=host if alias else None, **given)
+    pool = open_pool(factory)
+    assert pool.fetch() == amazons.user
+    [connection] = pool.hold(1)
+    assert (connection.info.host, connection.info.hostaddr) == (host, LAST)
+    assert connection.pgconn.ssl_in_use
+
+
+def test_refusal_by_several_addresses_is_told_once(
+    amazons: LocalAurora, open_pool: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once for each address in psycopg's words."""
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *_, **__: [(socket.AF_INET, 1, 6, "", (a, 1)) for a in ("127.0.0.2", "127.0.0.3")],
+    )
+    host = ENDPOINTS["proxy"]
+    factory = connect(amazons, "nlb.internal", endpoint=host, port=1, database="d")
+    error, _ = raised_by(open_pool(factory).fetch)
+    assert "dialled at 127.0.0.2, 127.0.0.3" in str(error)
+    assert str(error).count("Connection refused") == 1
+
+
+LAST = "127.0.0.1"
+
+
 def test_proxy_gets_no_prepared_statements_and_nobody_start_up_options() -> None:
     """A pooler hands a client's statements to many servers, and refuses start-up options."""
 
@@ -91,7 +203,7 @@ def test_proxy_gets_no_prepared_statements_and_nobody_start_up_options() -> None
 
     assert parameters("proxy-c0ffee")["prepare_threshold"] is None
     assert parameters("cluster-c0ffee")["prepare_threshold"] == 1
-    assert "options" not in parameters("proxy-c0ffee")
+    assert parameters("proxy-c0ffee")["options"] == ""
 
 
 def test_reader_is_asked_for_by_role(cluster: LocalAurora) -> None:

@@ -1,9 +1,11 @@
 """How the server is verified; what the server then does with it is in test_pool."""
 
+import re
 import ssl
 import warnings
 from pathlib import Path
 
+import botocore.session
 import psycopg
 import pytest
 
@@ -35,8 +37,21 @@ def test_bundled_authorities_hold_rds_and_amazon_roots() -> None:
         if field == "commonName"
     }
     assert any(name.startswith("Amazon RDS eu-west-1 Root CA") for name in names)
-    assert len({name.split()[2] for name in names if name.startswith("Amazon RDS")}) >= 28
+    assert len({name.split()[2] for name in names if name.startswith("Amazon RDS")}) == 32
     assert "Amazon Root CA 1" in names
+
+
+def test_regions_that_the_bundled_store_does_not_cover_are_documented() -> None:
+    """A region that botocore learns of shows here, and in docs/connecting.md what to pass there."""
+    session = botocore.session.Session()
+    partitions = session.get_available_partitions()
+    regions = {r for p in partitions for r in session.get_available_regions("rds", p)}
+    covered = set(re.findall(r"Amazon RDS ([a-z]+-[a-z-]+-\d) Root", BUNDLED.read_text()))
+    page = (Path(__file__).parents[2] / "docs" / "connecting.md").read_text()
+    section = page.partition("## The trust store")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`([a-z]+-[a-z-]+-\d)`", section))
+    assert covered <= regions
+    assert documented == {region for region in regions - covered if "fips" not in region}
 
 
 def test_trust_store_is_the_parameter_then_the_variable(tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a URL as user": ({"user": "postgresql://u:a-secret@h/\0"}, ["user", "str"]),
     "a client as embed": (index(embed=["a-secret"]), ["embed", "list"]),
     "index of numbers": ({"index": {1: 2}}, ["unknown key 1", "embed"]),
+    **{
+        f"{name} with {what}": ({name: f"a{character}b"}, [name, "control character"])
+        for name in ("schema", "user", "database")
+        for what, character in {
+            "a line break": "\n",
+            "a carriage return": "\r",
+            "an escape": "\x1b",
+            "a next line": "\x85",
+            "a line separator": "\u2028",
+        }.items()
+    },
+    "application name too long": ({"application_name": LONG}, ["application_name", "63"]),
+    "application name with an umlaut": ({"application_name": "ü"}, ["'ü'", "ASCII"]),
+    "application name of nothing": ({"application_name": ""}, ["''", "1 to 63"]),
     "identifier with an underscore": (
         {"cluster": "agent_memory"},
         ["'agent_memory'", "63 letters, digits and single hyphens"],
