@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [
     ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "findings" / "README.md",
     *(ROOT / "docs").glob("*.md"),
     *(ROOT / "examples").glob("*/README.md"),
 ]
