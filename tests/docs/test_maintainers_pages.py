@@ -50,10 +50,10 @@ def test_the_tests_classes_and_functions_that_a_page_names_exist(page: Path) -> 
     assert [n for n in others if not re.search(rf"\b{n.removesuffix('()')}\b", code())] == []
 
 
-def test_the_flow_answered_by_hand_runs() -> None:
-    """As it stands on the page."""
-    (block,) = re.findall(r"```python\n(.*?)```", PAGES[-1].read_text(), re.DOTALL)
-    exec(compile(block, "architecture.md", "exec"), {"__name__": "page"})
+def test_the_examples_run() -> None:
+    """The flow answered by hand and the text of a search, one after the other as on the page."""
+    flow, search = re.findall(r"```python\n(.*?)```", PAGES[-1].read_text(), re.DOTALL)
+    exec(compile(flow + search, "architecture.md", "exec"), {"__name__": "page"})
 
 
 def test_the_picture_is_drawn_from_todays_imports() -> None:
