@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import sys
 import traceback
@@ -27,6 +28,12 @@ _NO_SOURCE = (
 )
 _TRUST = (
     "see the role and its trust policy, and the credentials or the token that it is asked for with"
+)
+
+
+_NO_REGION = (
+    "a region to ask in is needed, and botocore does not read AWS_REGION for it: set"
+    " AWS_DEFAULT_REGION, or region in the profile"
 )
 
 
@@ -89,6 +96,9 @@ def name_source(session: Session, frames: Iterator[FrameType], method: str | Non
         if isinstance(provider, CredentialProvider):
             method = method or str(provider.METHOD)
             profile = getattr(provider, "_profile_name", None)
+            break
+        if frame.f_code is _trouble_of_imds.__code__:
+            method = "iam-role"
             break
     name, remedy = _SOURCES.get(
         method or "",
@@ -163,33 +173,41 @@ def _detail(error: Exception, source: Source) -> tuple[str, bool]:
     """What was wrong, in words that hold no secret, and whether it may pass."""
     from botocore import exceptions as aws
 
-    kind = type(error).__name__
     if isinstance(error, aws.ClientError):
         return _one_line(error), is_passing(error)
     if is_passing(error):
-        return f"it did not answer ({kind})", True
+        return f"it did not answer ({type(error).__name__})", True
     if isinstance(error, aws.CredentialRetrievalError):
         return _detail_of_retrieval(str(error.kwargs.get("error_msg", "")), source)
-    if isinstance(error, EOFError):
-        return "it asks for an MFA code, and there is no terminal to ask on", False
     if isinstance(error, RuntimeError) and "still expired" in str(error):
         return (
             "what it gave has expired already (or this machine's clock is wrong)",
             source.method in ("iam-role", "container-role"),
         )
-    if isinstance(error, KeyError):
-        return f"its answer lacks {_key(error)}", False
-    if isinstance(error, UnicodeError) or type(error).__name__ == "JSONDecodeError":
-        return "its answer is no JSON", False
-    if isinstance(error, ValueError) and "legal header" in str(error):
-        return (
-            "the token in AWS_CONTAINER_AUTHORIZATION_TOKEN or its file has a line break: write it"
-            " without one",
-            False,
-        )
+    if isinstance(error, EOFError | aws.RefreshWithMFAUnsupportedError):
+        return "it needs an MFA code, and there is no terminal to ask on", False
+    if isinstance(error, aws.NoRegionError):
+        return _NO_REGION, False
     if isinstance(error, aws.BotoCoreError | OSError):
         return _one_line(error), False
-    return f"{kind}, so its answer has another form than botocore expects", False
+    return _detail_of_answer(error), False
+
+
+def _detail_of_answer(error: Exception) -> str:
+    """What was wrong with an answer that botocore could not read; its text is not repeated."""
+    said = str(error)
+    if isinstance(error, KeyError):
+        return f"its answer lacks {_key(error)}"
+    if isinstance(error, UnicodeError | json.JSONDecodeError):
+        return "its answer is no JSON"
+    if "legal header" in said:
+        return (
+            "the token in AWS_CONTAINER_AUTHORIZATION_TOKEN or its file has a line break: write it"
+            " without one"
+        )
+    if said.startswith("Unsupported host"):
+        return _one_line(said)
+    return f"its answer has another form than botocore expects ({type(error).__name__})"
 
 
 _STATUS = re.compile(r"non 200 response (\d+)")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 from langgraph_aurora_store.aws import credential_sources as sources
 from langgraph_aurora_store.aws.credential_sources import (
@@ -182,7 +182,7 @@ class AwsSession:
         with self._lock:
             session = self._given or _default_of_boto3() or default_session()
             if self._keys is None or self._keys.session is not session:
-                self._keys = _SessionKeys(session)
+                self._keys = _shared_keys(session)
             return self._keys
 
 
@@ -231,6 +231,19 @@ class _SessionKeys:
 
     def _source(self, frames: Iterator[FrameType]) -> sources.Source:
         return sources.name_source(self.session, frames, getattr(self._loaded, "method", None))
+
+
+_shared: WeakValueDictionary[int, _SessionKeys] = WeakValueDictionary()
+_shared_lock = ForkSafeLock()
+
+
+def _shared_keys(session: Session) -> _SessionKeys:
+    """The keys of a session, for all that use it: a source that hangs hangs once for them."""
+    with _shared_lock:
+        found = _shared.get(id(session))  # which holds the session, so its id is no other's
+        if found is None:
+            found = _shared[id(session)] = _SessionKeys(session)
+        return found
 
 
 def _region_of(session: Any) -> str | None:

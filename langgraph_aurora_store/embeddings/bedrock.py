@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 BEARER_VARIABLE = "AWS_BEARER_TOKEN_BEDROCK"
 _LONGEST_CONNECT_S = 5.0
 # How long an attempt waits for AWS credentials before it counts as failed, and is tried again.
-_CREDENTIALS_WAIT_S = 1.0
+_LONGEST_CREDENTIALS_WAIT_S = 1.0
 _ARN_REGION = re.compile(r"^arn:[\w-]+:bedrock:([\w-]+):")
 
 
@@ -101,6 +101,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         super().__init__(chosen, options, clock)
         self._region = region
         self._aws = AwsSession(session)
+        self._credentials_wait_s = min(_LONGEST_CREDENTIALS_WAIT_S, deadline_s / 2)
         self._asked_region: Region | None = None
         self._endpoint_url = endpoint_url
         self._given = client
@@ -148,7 +149,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         # Before the client is asked for: it would load the credentials however long that takes,
         # and under a lock that every worker waits for.
         if not (environment().get(BEARER_VARIABLE) or self._aws.makes_own_clients):
-            _ready_keys(self._aws)
+            _ready_keys(self._aws, self._credentials_wait_s)
         return self._client.get()
 
     def _open(self) -> BedrockRuntimeClient:
@@ -173,7 +174,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         client = self._aws.client("bedrock-runtime", region.name, config, self._endpoint_url)
         if not self._aws.makes_own_clients:
             # Without self, which the client must not keep from being collected.
-            sign = partial(_sign_with_ready_keys, self._aws)
+            sign = partial(_sign_with_ready_keys, self._aws, self._credentials_wait_s)
             client.meta.events.register("before-sign.bedrock-runtime", sign)
         client.meta.events.register("before-parse.bedrock-runtime", _drop_unreadable_error)
         return client
@@ -197,13 +198,17 @@ class BedrockEmbeddings(ServiceEmbeddings):
         return self._asked_region or Region("no region", "nowhere")
 
 
-def _ready_keys(aws: AwsSession) -> ReadOnlyCredentials:
-    with wait_at_most(_CREDENTIALS_WAIT_S):
+def _ready_keys(aws: AwsSession, wait_s: float) -> ReadOnlyCredentials:
+    with wait_at_most(wait_s):
         return aws.credentials()
 
 
 def _sign_with_ready_keys(
-    aws: AwsSession, request: AWSRequest, signature_version: object, **_: object
+    aws: AwsSession,
+    wait_s: float,
+    request: AWSRequest,
+    signature_version: object,
+    **_: object,
 ) -> None:
     """Have botocore sign with keys that are at hand: its own renewal could hang, or fail early.
 
@@ -213,7 +218,7 @@ def _sign_with_ready_keys(
     from botocore.credentials import Credentials
 
     if signature_version in ("v4", "v4a"):
-        access_key, secret_key, token, *_rest = _ready_keys(aws)
+        access_key, secret_key, token, *_rest = _ready_keys(aws, wait_s)
         keys = Credentials(access_key or "", secret_key or "", token)
         request.context.setdefault("signing", {})["request_credentials"] = keys
 

@@ -138,7 +138,9 @@ class RequestFlow(NamedTuple):
         if not fault.transient:
             return fault.error
         remedy = f". {fault.remedy}" if fault.remedy else ""
-        return type(fault.error)(
+        final = type(fault.error)(
             f"{fault.error}; gave up after {backoff.attempts} attempt(s) in "
             f"{backoff.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g}){remedy}"
         )
+        final.__dict__.update(fault.error.__dict__)
+        return final
