@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from langgraph_aurora_store.connect.pool_settings import PoolSettings
     from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
+    from langgraph_aurora_store.execution.retry import RetrySettings
     from langgraph_aurora_store.store import AuroraStore
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "OpenAIEmbeddings",
     "PasswordCredentials",
     "PoolSettings",
+    "RetrySettings",
     "SecretsManagerCredentials",
     "__version__",
 ]
@@ -41,6 +43,7 @@ __getattr__ = lazy_attributes(
         "OpenAIEmbeddings": "embeddings",
         "PasswordCredentials": "connect.credentials",
         "PoolSettings": "connect.pool_settings",
+        "RetrySettings": "execution.retry",
         "SecretsManagerCredentials": "connect.credentials",
     },
 )

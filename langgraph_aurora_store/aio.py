@@ -24,6 +24,7 @@ from langgraph_aurora_store.execution.coalescer import OperationCoalescer
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncExecutor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
 from langgraph_aurora_store.execution.write_limiter import WriteLimiter
@@ -40,7 +41,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
     ``from_conn_string`` and the constructor work as the parent's do; a connection or pool passed in
     stays its owner's to close.
 
-    ``schema`` places the tables in that schema instead of the search path's first.
+    ``schema`` places the tables in that schema instead of the search path's first. ``retry`` is as
+    in `from_cluster`, for a pool; a single connection that is lost cannot be replaced.
     """
 
     _pool_class = AsyncLazyPool
@@ -55,11 +57,18 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
         schema: str | None = None,
+        retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> None:
         self._check(conn)
         if isinstance(conn, AsyncConnectionPool) and pipe is not None:
             raise ValueError("a pipeline goes with a single AsyncConnection, not with a pool")
-        operations = Operations(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        operations = Operations(
+            index=index,
+            ttl=ttl,
+            schema=schema,
+            deserializer=deserializer,
+            retry=retry if isinstance(conn, AsyncConnectionPool) else None,
+        )
         self._initialize(conn, operations, pipe=pipe)
 
     @override
@@ -91,7 +100,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         ] = weakref.WeakKeyDictionary()
         self._write_limiters: dict[asyncio.AbstractEventLoop, WriteLimiter] = {}
         is_pool = isinstance(conn, (AsyncLazyPool, AsyncConnectionPool))
-        self._executor = AsyncExecutor(operations, keeps_connection=not is_pool)
+        reader = conn.reader if isinstance(conn, AsyncLazyPool) else None
+        self._executor = AsyncExecutor(operations, reader=reader, keeps_connection=not is_pool)
 
     @override
     @classmethod
@@ -105,13 +115,16 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
         schema: str | None = None,
+        retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> AsyncIterator[Self]:
         """As the parent's: a store on a connection string, closed with the block."""
         async with (
             super().from_conn_string(
                 conn_string, pipeline=pipeline, pool_config=pool_config
             ) as plain,
-            cls(plain.conn, pipe=plain.pipe, index=index, ttl=ttl, schema=schema) as store,
+            cls(
+                plain.conn, pipe=plain.pipe, index=index, ttl=ttl, schema=schema, retry=retry
+            ) as store,
         ):
             yield store
 

@@ -14,6 +14,7 @@ from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings, Profile
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.validation import check
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class BaseAuroraStore:
         ttl: TTLConfig | None = None,
         schema: str | None = None,
         deserializer: Deserializer | None = None,
+        retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> Self:
         """Make a store that connects on first use; nothing is contacted here.
 
@@ -57,7 +59,7 @@ class BaseAuroraStore:
         Args:
             cluster: identifier, ARN, or the host name of a writer, reader, instance or RDS Proxy
                 endpoint. Default: ``AURORA_CLUSTER``. A reader serves reads only: there ``put``
-                raises ``psycopg.errors.ReadOnlySqlTransaction``, and ``setup`` `SchemaError`.
+                raises `ReadOnlyEndpointError`, and ``setup`` `SchemaError`.
             user: a role that is granted ``rds_iam``. Default: ``AURORA_USER``.
             database: default: ``AURORA_DATABASE``, else the cluster's own.
             region: where the cluster's name does not tell. Default: the session's, then
@@ -82,6 +84,9 @@ class BaseAuroraStore:
                 is as the parent's: an item that has expired when it is written.)
             schema: where the tables are. Default: the search path's first schema.
             deserializer: as the parent's.
+            retry: how long a call goes on after a lost connection, a failover or a deadlock;
+                ``None`` raises the first such error. Nothing is embedded again, and no write is
+                made twice.
 
         Raises:
             ConfigurationError: something is missing or wrong, naming parameter and variable.
@@ -107,6 +112,7 @@ class BaseAuroraStore:
             deserializer=deserializer,
             session=session,
             region=region,
+            retry=retry,
         )
         store = cls.__new__(cls)
         store._initialize(cls._pool_class(factory, settings), operations)  # noqa: SLF001 - its own

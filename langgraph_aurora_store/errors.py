@@ -26,6 +26,8 @@ AuroraStoreError
 │   ├── PoolTimeoutError (psycopg_pool.PoolTimeout)  no connection in the whole waiting time
 │   ├── PoolFullError (psycopg_pool.TooManyRequests)  too many callers wait already
 │   └── PoolClosedError (psycopg_pool.PoolClosed)    the pool was closed, the store was not
+├── ReadOnlyEndpointError (psycopg.errors.ReadOnlySqlTransaction)  a write to a reader endpoint
+├── RetriesExhaustedError (psycopg.OperationalError)  a fault outlasted the deadline of retry=
 ├── WrongLoopError (asyncio.InvalidStateError)   blocking code on an asyncio store's event loop
 └── EmbeddingError                       the embedding service or model failed
     ├── EmbeddingAccessError             a permission, a key or a model's activation is missing
@@ -142,6 +144,20 @@ class PoolFullError(ConnectError, psycopg_pool.TooManyRequests):
 
 class PoolClosedError(ConnectError, psycopg_pool.PoolClosed):
     """The pool was closed before its caller had a connection; the store opens a new one."""
+
+
+class ReadOnlyEndpointError(AuroraStoreError, psycopg.errors.ReadOnlySqlTransaction):
+    """A write was sent to an endpoint that serves reads only; nothing was written."""
+
+
+class RetriesExhaustedError(AuroraStoreError, psycopg.OperationalError):
+    """Lost connections, a failover or the like lasted longer than the deadline of ``retry=``.
+
+    The message tells how often it was tried, the last reason, and whether a write may have taken
+    effect, as ``may_have_written`` does. ``sqlstate`` is the last reason's.
+    """
+
+    may_have_written = False
 
 
 class WrongLoopError(AuroraStoreError, asyncio.InvalidStateError):

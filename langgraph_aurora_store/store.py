@@ -21,6 +21,7 @@ from langgraph_aurora_store.connect.lazy_pool import LazyPool
 from langgraph_aurora_store.connect.plain_pool import borrowed
 from langgraph_aurora_store.execution.executor import Executor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
 
@@ -32,7 +33,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
     around its statements, never while texts are embedded. `from_conn_string` and the constructor
     work as the parent's do; a connection or pool passed in stays its owner's to close.
 
-    ``schema`` places the tables in that schema instead of the search path's first.
+    ``schema`` places the tables in that schema instead of the search path's first. ``retry`` is as
+    in `from_cluster`, for a pool; a single connection that is lost cannot be replaced.
     """
 
     _pool_class = LazyPool
@@ -47,9 +49,16 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
         schema: str | None = None,
+        retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> None:
         self._check(conn)
-        operations = Operations(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        operations = Operations(
+            index=index,
+            ttl=ttl,
+            schema=schema,
+            deserializer=deserializer,
+            retry=retry if isinstance(conn, ConnectionPool) else None,
+        )
         self._initialize(conn, operations, pipe=pipe)
 
     @override
@@ -66,7 +75,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         self._operations = operations
         self.embeddings, self.index_config = operations.embeddings, operations.index_config
         self._sweeper: SweeperThread | None = None
-        self._executor = Executor(operations)
+        reader = conn.reader if isinstance(conn, LazyPool) else None
+        self._executor = Executor(operations, reader=reader)
 
     @override
     @classmethod
@@ -80,13 +90,16 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
         schema: str | None = None,
+        retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> Iterator[Self]:
         """As the parent's: a store on a connection string, closed with the block."""
         with (
             super().from_conn_string(
                 conn_string, pipeline=pipeline, pool_config=pool_config
             ) as plain,
-            cls(plain.conn, pipe=plain.pipe, index=index, ttl=ttl, schema=schema) as store,
+            cls(
+                plain.conn, pipe=plain.pipe, index=index, ttl=ttl, schema=schema, retry=retry
+            ) as store,
         ):
             yield store
 

@@ -109,6 +109,7 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
         "a mapping, {'embed': 'bedrock:amazon.titan-embed-text-v2:0', 'fields': ['content']}",
     ),
     "ttl": _Wanted(lambda value: isinstance(value, Mapping), "a mapping, {'default_ttl': 60}"),
+    "retry": _Wanted(_has("deadline_s"), "RetrySettings(...), or None for no retries"),
     "embed": _Wanted(
         _embeds,
         "'bedrock:<model id>', 'openai:<model>', an instance of a LangChain Embeddings class, or a"

@@ -70,6 +70,14 @@ class ConnectionFactory(NamedTuple):
     default_database: str | None = None
 
     @property
+    def reader(self) -> str | None:
+        """The endpoint's name, where the name says that it serves reads only."""
+        cluster = self.cluster or self.default_cluster
+        if cluster is None or not (self.role == "reader" or cluster.kind == "reader"):
+            return None
+        return cluster.name
+
+    @property
     def name(self) -> str:
         """What to call a pool of these connections: the cluster's name as it was given."""
         cluster = self.cluster or self.default_cluster

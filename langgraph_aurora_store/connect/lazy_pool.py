@@ -31,6 +31,7 @@ class LazyPool:
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
         self._factory = factory
         self._settings = settings
+        self.reader = factory.reader
         self._lock = ForkSafeLock()
         self._pool: AuroraPool | None = None
         self._made_by = 0
@@ -80,6 +81,7 @@ class AsyncLazyPool:
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
         self._factory = factory
         self._settings = settings
+        self.reader = factory.reader
         self.max_size, self.max_waiting = settings.max_size, settings.max_waiting
         self.timeout = settings.timeout_s
         self._lock = ForkSafeLock()

@@ -229,6 +229,8 @@ class OperationCoalescer:
 
 def _fails_all(exc: Exception) -> bool:
     """Whether every operation would fail like this, because the server does not serve."""
+    if isinstance(exc, psycopg.errors.ReadOnlySqlTransaction):
+        return True
     return isinstance(exc, psycopg.OperationalError) and not isinstance(exc, _OPERATION_ERRORS)
 
 

@@ -27,7 +27,25 @@ from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.requests import text_labels
 from langgraph_aurora_store.execution import pgvector_types
 from langgraph_aurora_store.execution.operations import Operations, labels_of
+from langgraph_aurora_store.execution.retry import (
+    READ_ONLY_CAUSE,
+    Attempts,
+    Failure,
+    costs_connection,
+    is_optional,
+    is_read_only,
+    read_only_endpoint,
+    read_only_role,
+)
 from langgraph_aurora_store.execution.server_errors import without_values
+from langgraph_aurora_store.execution.write_marks import (
+    Mark,
+    WriteMarks,
+    committed_rows,
+    is_mark_used,
+    marked,
+    outcome_of,
+)
 from langgraph_aurora_store.sql.flow import (
     Autocommit,
     Embed,
@@ -53,26 +71,35 @@ _TYPES = Transaction((Statement(pgvector_types.TYPES),))
 
 
 class Executor:
-    """Performs flows by blocking; any number of threads at a time."""
+    """Performs flows by blocking; any number of threads at a time.
 
-    def __init__(self, operations: Operations) -> None:
+    ``reader`` is the endpoint's name, where the name says that it serves reads only.
+    """
+
+    def __init__(self, operations: Operations, *, reader: str | None = None) -> None:
         self._operations = operations
+        self._retry = operations.retry
+        self._reader = reader
+        self._marks = WriteMarks()
 
     def run(self, flow: Flow[T], connect: Connect) -> T:
         """The flow's result; each `Transaction` has a connection, held for it only."""
-        return self._run_flow(flow, connect, prepare=None)
+        attempts = Attempts(self._retry)
+        return self._run_flow(flow, connect, attempts, prepare=None)
 
     def run_on(self, flow: Flow[T], conn: Conn) -> T:
         """The flow's result, all of it on one connection."""
         # psycopg 3.3 loses count of prepared statements when a pipeline drops something.
-        return self._run_flow(flow, lambda: nullcontext(conn), prepare=False)
+        return self._run_flow(flow, lambda: nullcontext(conn), None, prepare=False)
 
-    def _run_flow(self, flow: Flow[T], connect: Connect, *, prepare: bool | None) -> T:
+    def _run_flow(
+        self, flow: Flow[T], connect: Connect, attempts: Attempts | None, *, prepare: bool | None
+    ) -> T:
         try:
             step = next(flow)
             while True:
                 try:
-                    reply = self._perform(step, connect, prepare=prepare)
+                    reply = self._perform(step, connect, attempts, prepare=prepare)
                 except BaseException as exc:
                     step = flow.throw(exc)
                 else:
@@ -81,14 +108,69 @@ class Executor:
             result: T = stop.value
             return result
 
-    def _perform(self, step: Step, connect: Connect, *, prepare: bool | None) -> object:
+    def _perform(
+        self, step: Step, connect: Connect, attempts: Attempts | None, *, prepare: bool | None
+    ) -> object:
         if isinstance(step, Embed):
             return self._embed(step)
         if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
+        if attempts is not None:
+            return self._perform_repeatedly(step, connect, attempts)
         with connect() as conn:
             return self._perform_on(conn, step, prepare=prepare)
+
+    def _perform_repeatedly(
+        self, step: Transaction | Autocommit, connect: Connect, attempts: Attempts
+    ) -> object:
+        mark: Mark | None = None
+        while True:
+            try:
+                with connect(**attempts.left()) as conn:
+                    mark = mark or self._marks.next(conn, step)
+                    reply = self._attempt(conn, step, mark)
+            except psycopg.Error as exc:
+                error = attempts.without_connection(exc)
+            else:
+                if not isinstance(reply, Failure):
+                    return reply
+                mark = None if reply.is_superseded else mark
+                time.sleep(attempts.retry_after_s(reply, step))
+                continue
+            raise error
+
+    def _attempt(
+        self, conn: Conn, step: Transaction | Autocommit, mark: Mark | None
+    ) -> object | Failure:
+        try:
+            if mark is None or isinstance(step, Autocommit):
+                return self._perform_on(conn, step, prepare=None)
+            try:
+                return self._perform_on(conn, marked(step, mark), prepare=None)
+            except psycopg.errors.NotNullViolation as exc:
+                if not is_mark_used(exc):
+                    raise
+                (outcome,) = self._execute(conn, outcome_of(mark), prepare=False)
+                if (rows := committed_rows(step, mark, outcome)) is None:
+                    raise
+                return rows
+        except psycopg.Error as exc:
+            return self._failure(conn, exc, step)
+
+    def _failure(self, conn: Conn, exc: psycopg.Error, step: Transaction | Autocommit) -> Failure:
+        """What an attempt failed of; closes a connection that is of no more use."""
+        is_closed = conn.closed
+        if is_read_only(exc) and self._reader is not None:
+            return Failure(read_only_endpoint(self._reader), is_closed)
+        if self._retry is None or is_optional(step):
+            return Failure(exc, is_closed)
+        if is_read_only(exc) and not is_closed:
+            (((is_final,),),) = self._execute(conn, READ_ONLY_CAUSE, prepare=False)
+            exc = read_only_role() if is_final else exc
+        if costs_connection(exc):
+            conn.close()
+        return Failure(exc, is_closed)
 
     def _perform_on(
         self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None
@@ -100,9 +182,7 @@ class Executor:
             error = without_values(exc)
         raise error  # here, as an error chained to it would be shown with it
 
-    def _execute(
-        self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None
-    ) -> object:
+    def _execute(self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None) -> Any:
         if isinstance(step, Autocommit):
             with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
                 cursor = _send(conn, step.statement, prepare=prepare)
@@ -150,25 +230,38 @@ class AsyncExecutor:
     ``keeps_connection`` is for a store on one connection, which nothing would replace.
     """
 
-    def __init__(self, operations: Operations, *, keeps_connection: bool) -> None:
+    def __init__(
+        self, operations: Operations, *, reader: str | None = None, keeps_connection: bool
+    ) -> None:
         self._operations = operations
+        self._retry = operations.retry
+        self._reader = reader
+        self._marks = WriteMarks()
         self._keeps_connection = keeps_connection
 
     async def run(self, flow: Flow[T], connect: AsyncConnect) -> T:
         """The flow's result; each `Transaction` has a connection, held for it only."""
-        return await self._run_flow(flow, connect, prepare=None)
+        attempts = Attempts(self._retry)
+        return await self._run_flow(flow, connect, attempts, prepare=None)
 
     async def run_on(self, flow: Flow[T], conn: AsyncConn) -> T:
         """The flow's result, all of it on one connection."""
         # As in the blocking twin.
-        return await self._run_flow(flow, lambda: nullcontext(conn), prepare=False)
+        return await self._run_flow(flow, lambda: nullcontext(conn), None, prepare=False)
 
-    async def _run_flow(self, flow: Flow[T], connect: AsyncConnect, *, prepare: bool | None) -> T:
+    async def _run_flow(
+        self,
+        flow: Flow[T],
+        connect: AsyncConnect,
+        attempts: Attempts | None,
+        *,
+        prepare: bool | None,
+    ) -> T:
         try:
             step = next(flow)
             while True:
                 try:
-                    reply = await self._perform(step, connect, prepare=prepare)
+                    reply = await self._perform(step, connect, attempts, prepare=prepare)
                 except BaseException as exc:
                     step = flow.throw(exc)
                 else:
@@ -177,14 +270,16 @@ class AsyncExecutor:
             result: T = stop.value
             return result
 
-    async def _perform(self, step: Step, connect: AsyncConnect, *, prepare: bool | None) -> object:
+    async def _perform(
+        self, step: Step, connect: AsyncConnect, attempts: Attempts | None, *, prepare: bool | None
+    ) -> object:
         seen = _cancellations()
-        reply = await self._perform_step(step, connect, prepare=prepare)
+        reply = await self._perform_step(step, connect, attempts, prepare=prepare)
         _raise_if_cancelled(seen)
         return reply
 
     async def _perform_step(
-        self, step: Step, connect: AsyncConnect, *, prepare: bool | None
+        self, step: Step, connect: AsyncConnect, attempts: Attempts | None, *, prepare: bool | None
     ) -> object:
         if isinstance(step, Embed):
             return await self._embed(step)
@@ -195,8 +290,63 @@ class AsyncExecutor:
             return await run_shielded(
                 connect, lambda conn: self._perform_on(conn, step, prepare=prepare)
             )
+        if attempts is not None:
+            return await self._perform_repeatedly(step, connect, attempts)
         async with connect() as conn:
             return await self._perform_on(conn, step, prepare=prepare)
+
+    async def _perform_repeatedly(
+        self, step: Transaction | Autocommit, connect: AsyncConnect, attempts: Attempts
+    ) -> object:
+        mark: Mark | None = None
+        while True:
+            try:
+                async with connect(**attempts.left()) as conn:
+                    mark = mark or self._marks.next(conn, step)
+                    reply = await self._attempt(conn, step, mark)
+            except psycopg.Error as exc:
+                error = attempts.without_connection(exc)
+            else:
+                if not isinstance(reply, Failure):
+                    return reply
+                mark = None if reply.is_superseded else mark
+                await asyncio.sleep(attempts.retry_after_s(reply, step))
+                continue
+            raise error
+
+    async def _attempt(
+        self, conn: AsyncConn, step: Transaction | Autocommit, mark: Mark | None
+    ) -> object | Failure:
+        try:
+            if mark is None or isinstance(step, Autocommit):
+                return await self._perform_on(conn, step, prepare=None)
+            try:
+                return await self._perform_on(conn, marked(step, mark), prepare=None)
+            except psycopg.errors.NotNullViolation as exc:
+                if not is_mark_used(exc):
+                    raise
+                (outcome,) = await self._execute(conn, outcome_of(mark), prepare=False)
+                if (rows := committed_rows(step, mark, outcome)) is None:
+                    raise
+                return rows
+        except psycopg.Error as exc:
+            return await self._failure(conn, exc, step)
+
+    async def _failure(
+        self, conn: AsyncConn, exc: psycopg.Error, step: Transaction | Autocommit
+    ) -> Failure:
+        """What an attempt failed of; closes a connection that is of no more use."""
+        is_closed = conn.closed
+        if is_read_only(exc) and self._reader is not None:
+            return Failure(read_only_endpoint(self._reader), is_closed)
+        if self._retry is None or is_optional(step):
+            return Failure(exc, is_closed)
+        if is_read_only(exc) and not is_closed:
+            (((is_final,),),) = await self._execute(conn, READ_ONLY_CAUSE, prepare=False)
+            exc = read_only_role() if is_final else exc
+        if costs_connection(exc):
+            await conn.close()
+        return Failure(exc, is_closed)
 
     async def _perform_on(
         self, conn: AsyncConn, step: Transaction | Autocommit, *, prepare: bool | None
@@ -210,7 +360,7 @@ class AsyncExecutor:
 
     async def _execute(
         self, conn: AsyncConn, step: Transaction | Autocommit, *, prepare: bool | None
-    ) -> object:
+    ) -> Any:
         if isinstance(step, Autocommit):
             async with conn.pipeline() if _is_in_pipeline(conn) else nullcontext():
                 cursor = await _asend(conn, step.statement, prepare=prepare)

@@ -32,6 +32,7 @@ from langgraph_aurora_store.errors import (
     SchemaMissingError,
 )
 from langgraph_aurora_store.execution.pgvector_types import TypeRegistry
+from langgraph_aurora_store.execution.retry import RetrySettings
 from langgraph_aurora_store.sql.batch import Prepared, complete, prepare, run, split, validate
 from langgraph_aurora_store.sql.flow import Embed, Flow, Label
 from langgraph_aurora_store.sql.json_values import brief
@@ -83,8 +84,9 @@ class Operations:
         deserializer: Deserializer | None = None,
         session: Any = None,
         region: str | None = None,
+        retry: RetrySettings | None = None,
     ) -> None:
-        check(index=index, ttl=ttl, schema=schema, deserializer=deserializer)
+        check(index=index, ttl=ttl, schema=schema, deserializer=deserializer, retry=retry)
         if index is not None:
             # Check all that can be checked before the model tells its dimensions.
             IndexSettings.from_config(index, 1 if index.get("dims") is None else None)
@@ -92,6 +94,7 @@ class Operations:
         self.ttl = TtlSettings.from_config(ttl)
         self.embeddings: Embeddings | None = None
         self.ttl_config = ttl
+        self.retry = retry
         # A copy, completed with what the parent's class derives, for code that reads it.
         self.index_config = None if index is None else index.copy()
         self._schema = schema
@@ -227,6 +230,7 @@ class Operations:
             iterative_scan=found.iterative_scan,
             pgvector_schema=found.pgvector_schema,
             has_vectors=found.may_forget,
+            has_write_marks=found.may_mark and self.retry is not None,
         )
         return ready
 
@@ -235,6 +239,8 @@ class Operations:
         tables = yield from self.ready()
         try:
             return (yield from work(tables))
+        except psycopg.errors.ReadOnlySqlTransaction:
+            raise
         except _CHANGED_ERRORS as exc:
             self.forget()
             if isinstance(exc, AuroraStoreError):

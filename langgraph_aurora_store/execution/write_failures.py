@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from langgraph.store.base import Op, PutOp
 
-from langgraph_aurora_store.errors import AuroraStoreError
+from langgraph_aurora_store.errors import AuroraStoreError, RetriesExhaustedError
 from langgraph_aurora_store.sql.json_values import brief
 
 # Applications filter by the name of 0.1.0.
@@ -47,7 +47,9 @@ def log_failed_writes(ops: Sequence[Op], exc: BaseException) -> None:
         for op in writes[:_NAMED]
     )
     more = f"; and {len(writes) - _NAMED} more" if len(writes) > _NAMED else ""
-    logger.error("not written: %s%s; reason: %s", named, more, _reason(exc))
+    is_open = isinstance(exc, RetriesExhaustedError) and exc.may_have_written
+    outcome = "perhaps not written" if is_open else "not written"
+    logger.error("%s: %s%s; reason: %s", outcome, named, more, _reason(exc))
 
 
 def _reason(exc: BaseException) -> str:
