@@ -613,9 +613,9 @@ def test_rows_are_locked_in_the_order_of_their_keys(
 def test_namespaces_are_deleted_and_listed_in_the_order_of_code_points(engine: Engine) -> None:
     """As batches write and memory lists. The database of the tests has no other order to show."""
     (deletion,) = next(delete_under(("n",), engine.tables)).statements
-    assert b'ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"' in deletion.sql
+    assert 'ORDER BY s.prefix COLLATE "C", s.key COLLATE "C"' in deletion.sql
     *_, listing = next(run([ListNamespacesOp()], engine.tables)).statements
-    assert b'ORDER BY labels COLLATE "C"' in listing.sql
+    assert 'ORDER BY labels COLLATE "C"' in listing.sql
 
 
 def _operation(generator: random.Random, key: str, turn: int) -> PutOp | GetOp:
