@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langgraph_aurora_store.errors import ConfigurationError
@@ -159,6 +159,17 @@ def check_variables(**found: str | None) -> None:
             raise ConfigurationError(
                 f"the environment variable {variable}{_shown(value, wanted)} is wrong: set {words}"
             )
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of a few words.
+
+    Raises:
+        ConfigurationError: it is none of ``choices``.
+    """
+    if value not in choices:
+        wanted = " or ".join(map(repr, choices))
+        raise ConfigurationError(f"{name} is {wanted}, not {repr(value)[:60]}")
 
 
 def within(name: str, value: object, low: float, high: float, *, whole: bool = True) -> Any:

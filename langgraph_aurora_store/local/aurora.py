@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from langgraph_aurora_store.errors import AuroraStoreError
 from langgraph_aurora_store.local import rds_api, roles
-from langgraph_aurora_store.local.auth import Admission, Keys, TokenScope, random_text
+from langgraph_aurora_store.local.auth import Admission, Answer, Keys, TokenScope, random_text
 from langgraph_aurora_store.local.authority import Authority
 from langgraph_aurora_store.local.cleanup import exported, kept_directory
+from langgraph_aurora_store.local.instances import Demoted, Instances, Role
 from langgraph_aurora_store.local.proxy import Proxy
-from langgraph_aurora_store.local.server import ADMIN, Server, ServerVersion
-from langgraph_aurora_store.validation import check, within
+from langgraph_aurora_store.local.server import ADMIN, ServerVersion, StopMode
+from langgraph_aurora_store.validation import check, one_of, within
 
 if TYPE_CHECKING:
     import boto3
+
+Cut = Literal["reset", "close"]
 
 
 class LocalAurora:
@@ -44,10 +47,16 @@ class LocalAurora:
     - Any other role has its password checked by the server itself (SCRAM). A role that does not
       exist is refused like a wrong password.
     - ``rds:DescribeDBClusters`` answers for this identifier or ARN, by ``session`` and over HTTP.
+    - A reader (``readers=1``) is a streaming replica behind an endpoint of its own, with a lag of
+      ``reader_lag_s``; ``failover()`` promotes it. Without one the reader endpoint leads to the
+      writer, as Aurora's does.
+    - Methods bring about what a cluster does to its clients: ``failover``, ``restart``, ``pause``,
+      ``cut_connections``, ``silence_connections``, ``drop_reply_of_commit``, and the properties
+      ``delay_s``, ``stalled`` and ``connections_per_s``.
 
     What it does not imitate: IAM policies (a good signature is enough), the API's own signature
-    check, limits on new connections per second, storage and failover, RDS Proxy, parameter groups,
-    and Aurora's own functions and extensions other than pgvector.
+    check, one storage below all instances, RDS Proxy, parameter groups, and Aurora's own functions
+    and extensions other than pgvector. docs/local-aurora.md has the whole list.
 
     Use it as a context manager, or ``start()`` and ``close()`` it; either blocks for less than a
     second or two. Several can run at once. When the owning process ends, even by SIGKILL, the
@@ -63,6 +72,8 @@ class LocalAurora:
             another one needs ``hostaddr=127.0.0.1`` on the client's side.
         reader_endpoint: like ``endpoint``, which it is when left out.
         port: TCP port on 127.0.0.1; 0 takes one that is free.
+        reader_port: the same for the reader endpoint, whose port differs from ``port`` here only.
+        readers: 0 or 1; a reader takes about half a second more to start.
         version: major version of PostgreSQL.
         session_token: makes the keys temporary ones, whose tokens must carry this session token.
         keys_of: let the keys that this session has now sign, in place of made-up ones, so that a
@@ -90,6 +101,8 @@ class LocalAurora:
         endpoint: str = "localhost",
         reader_endpoint: str | None = None,
         port: int = 0,
+        reader_port: int = 0,
+        readers: int = 0,
         version: ServerVersion = 16,
         session_token: str | None = None,
         keys_of: boto3.Session | None = None,
@@ -106,7 +119,11 @@ class LocalAurora:
         self.version = version
         self.resource_id = f"cluster-{random_text(string.ascii_uppercase + string.digits, 26)}"
         self.arn = f"arn:aws:rds:{region}:{rds_api.ACCOUNT}:cluster:{identifier}"
-        self._requested_port = within("port", port, 0, 65_535)
+        self._requested_ports = {
+            "writer": within("port", port, 0, 65_535),
+            "reader": within("reader_port", reader_port, 0, 65_535),
+        }
+        self._readers = within("readers", readers, 0, 1)
         self._clock = clock
         self._export = export
         self._keys = Keys.of_session(keys_of) if keys_of else Keys.made_up(session_token)
@@ -115,7 +132,7 @@ class LocalAurora:
         self._stack = ExitStack()
 
     def __repr__(self) -> str:
-        where = f"{self.endpoint}:{self._parts.proxy.port}" if self._parts else "not running"
+        where = f"{self.endpoint}:{self.port}" if self._parts else "not running"
         return f"<LocalAurora {self.identifier!r} {where}>"
 
     def __enter__(self) -> Self:
@@ -143,8 +160,9 @@ class LocalAurora:
     def _start(self, stack: ExitStack) -> None:
         parts = assemble(
             stack,
-            hosts=(self.endpoint, self.reader_endpoint),
-            port=self._requested_port,
+            endpoint=self.endpoint,
+            reader_endpoint=self.reader_endpoint,
+            ports=self._requested_ports,
             region=self.region,
             version=self.version,
             keys=self._keys,
@@ -153,7 +171,9 @@ class LocalAurora:
         )
         stack.callback(self._forget)
         self._parts = parts
-        roles.create_both(parts.server, user=self.user, database=self.database)
+        roles.create_both(parts.instances.writer, user=self.user, database=self.database)
+        if self._readers:
+            parts.instances.add_reader()
         if self._export:
             stack.enter_context(exported(self._exports(parts)))
 
@@ -174,8 +194,13 @@ class LocalAurora:
 
     @property
     def port(self) -> int:
-        """The proxy's TCP port."""
-        return self._up.proxy.port
+        """TCP port of the writer endpoint."""
+        return self._up.proxy.ports["writer"]
+
+    @property
+    def reader_port(self) -> int:
+        """TCP port of the reader endpoint."""
+        return self._up.proxy.ports["reader"]
 
     @property
     def sslrootcert(self) -> str:
@@ -184,12 +209,17 @@ class LocalAurora:
 
     @property
     def admin_dsn(self) -> str:
-        """Connection string of the superuser to ``database``, past the proxy."""
+        """Connection string of the superuser to ``database`` on the writer, past the proxy."""
         return self.admin_dsn_for(self.database)
 
+    @property
+    def reader_admin_dsn(self) -> str:
+        """Connection string of the superuser to ``database`` on the reader, past the proxy."""
+        return self._up.instances.named("reader").dsn(self.database)
+
     def admin_dsn_for(self, database: str) -> str:
-        """Connection string of the superuser to any database, past the proxy."""
-        return self._up.server.dsn(database)
+        """Connection string of the superuser to any database on the writer, past the proxy."""
+        return self._up.instances.writer.dsn(database)
 
     @cached_property
     def session(self) -> boto3.Session:
@@ -231,7 +261,7 @@ class LocalAurora:
     @property
     def open_connections(self) -> int:
         """How many authenticated clients are connected through the proxy now."""
-        return self._up.proxy.open_connections
+        return self._up.proxy.connections.count()
 
     @property
     def refusals(self) -> Counter[str]:
@@ -240,8 +270,9 @@ class LocalAurora:
         The reasons: ``plain-text``, ``reserved-user`` (rdsadmin), those of a token (``garbage``,
         ``wrong-action``, ``wrong-host``, ``wrong-port``, ``wrong-user``, ``wrong-service``,
         ``wrong-region``, ``wrong-access-key``, ``wrong-session-token``, ``bad-signature``,
-        ``expired``, ``not-yet-valid``), ``iam-disabled``, ``intermittent`` (``refuse_next``), and
-        the SQLSTATE of what the server itself refused, ``28P01`` for a wrong password.
+        ``expired``, ``not-yet-valid``), ``iam-disabled``, ``intermittent`` (``refuse_next``),
+        ``throttled`` (``connections_per_s``), and the SQLSTATE of what the server itself refused:
+        ``28P01`` for a wrong password, ``57P03`` while it starts.
         """
         return self._up.admission.counted()
 
@@ -250,46 +281,174 @@ class LocalAurora:
         """SHA-256 of each token that was shown, good or not, in order; never the tokens."""
         return tuple(self._up.admission.tokens)
 
-    def cut_connections(self) -> int:
-        """Reset every connection through the proxy (TCP RST) and return how many there were.
+    def cut_connections(self, how: Cut = "reset") -> int:
+        """End every connection through the proxy and return how many there were, once gone.
 
         A server process notices when it next reads or writes, as behind a real network.
+
+        Args:
+            how: ``reset`` sends TCP RST, ``close`` sends FIN without a word of PostgreSQL's or
+                TLS's before it, as a host that was shut down.
         """
-        return self._up.proxy.cut()
+        one_of("how", how, get_args(Cut))
+        connections = self._up.proxy.connections
+        return connections.cut() if how == "reset" else connections.close()
+
+    def silence_connections(self, *, keep_sessions: bool = False) -> int:
+        """Have nothing pass on the open connections any more and return how many there are.
+
+        They stay open until they are cut; new ones work. The kernel still acknowledges what a
+        client sends, so ``tcp_user_timeout`` and keepalives do not notice: a host that has
+        vanished cannot be imitated on a loopback device without changing the machine's firewall.
+
+        Args:
+            keep_sessions: leave the sessions on the server, with what they have locked, as a
+                network does that loses packets both ways; else the server ends them.
+        """
+        return self._up.proxy.connections.silence(keep_sessions=keep_sessions)
+
+    def drop_reply_of_commit(self, count: int = 1) -> None:
+        """Lose the server's answer to the next ``count`` commits, and cut those connections.
+
+        The server has committed before the client's connection is reset, so the client cannot
+        tell. Statements that commit by themselves count when they change rows. ``replies_dropped``
+        counts what was lost.
+        """
+        self._up.admission.policy.drop_replies = within("count", count, 0, 1_000_000)
+        self._up.proxy.controls.set(watched=count > 0)
+
+    @property
+    def replies_dropped(self) -> int:
+        """How many commits were not told to their client, see ``drop_reply_of_commit``."""
+        return self._up.admission.dropped
 
     def refuse_next(self, count: int = 1) -> None:
         """Refuse the next ``count`` good tokens as if they were bad, as RDS does at times."""
         self._up.admission.policy.refuse_next = count
 
-    def pause(self, *, resume_s: float = 1.0) -> None:
+    @property
+    def connections_per_s(self) -> float | None:
+        """How many clients may sign in by token within a second; None for no limit.
+
+        Those above are refused with ``PAM authentication failed``. Aurora throttles IAM
+        authentication beyond about 200 new connections a second (its user guide); that it refuses
+        in these words is what users report, and was not compared with a running cluster.
+        """
+        return self._up.admission.policy.connections_per_s
+
+    @connections_per_s.setter
+    def connections_per_s(self, limit: float | None) -> None:
+        self._up.admission.throttle(limit)
+
+    def pause(self, *, resume_s: float | None = 1.0) -> None:
         """Pause like Serverless v2 scaled to zero: the next client wakes it and waits so long.
 
-        A real cluster pauses only when nobody is connected and takes "approximately 15 seconds"
-        to resume (Aurora user guide); this one cuts who is connected, and clients wait after TLS.
+        A real cluster pauses only when nothing is connected and takes "approximately 15 seconds"
+        to resume (Aurora user guide); this one cuts what is connected. Clients are accepted and
+        not answered, until ``resume_s`` seconds after the first of them, or for None until
+        ``resume()``.
         """
         self._up.admission.pause(resume_s)
-        self._up.proxy.cut()
+        self._up.proxy.controls.set(asleep=True)
+        self._up.proxy.connections.cut()
+
+    def resume(self) -> None:
+        """Wake a paused cluster at once; does nothing to another."""
+        self._up.admission.resume()
+        self._up.proxy.controls.set(asleep=False)
+
+    def add_reader(self) -> None:
+        """Make a reader; blocks until it follows the writer, about half a second.
+
+        Raises:
+            AuroraStoreError: there is one.
+        """
+        self._up.instances.add_reader()
+
+    def remove_reader(self) -> None:
+        """Remove the reader with its connections; its endpoint then leads to the writer."""
+        self._up.instances.remove_reader()
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether there is a reader now."""
+        return self._up.instances.reader is not None
+
+    @property
+    def reader_lag_s(self) -> float:
+        """How long after its commit on the writer a transaction is seen on the reader, in seconds.
+
+        It holds for each reader from then on. By recovery_min_apply_delay: PostgreSQL delays
+        commits, and promotion applies at once what was delayed.
+        """
+        return self._up.instances.lag_s
+
+    @reader_lag_s.setter
+    def reader_lag_s(self, seconds: float) -> None:
+        self._up.instances.lag_s = within("reader_lag_s", seconds, 0, 86_400, whole=False)
+
+    def failover(self, *, demoted: Demoted = "gone", endpoint_delay_s: float = 0.0) -> None:
+        """Promote the reader; blocks until it accepts writes. Nothing committed is lost.
+
+        Without a delay the endpoints lead to the new writer when this returns. ``add_reader()``
+        makes the reader that the next failover needs.
+
+        Args:
+            demoted: ``gone`` resets the connections of the old writer and removes it.
+                ``read-only`` makes it the reader: a standby of the new writer, which answers
+                SQLSTATE 25006 to every write. Idle connections to it stay open and are not told;
+                those in a transaction or waiting for an answer are reset. Only sessions opened
+                while there was a reader can stay, and they keep their prepared statements but
+                neither settings made by SET nor locks, temporary tables or LISTEN.
+            endpoint_delay_s: how long the writer endpoint still leads to the old writer, as a
+                name in DNS does: to a reset where it is gone, else to a read-only session.
+
+        Raises:
+            AuroraStoreError: there is no reader.
+        """
+        one_of("demoted", demoted, get_args(Demoted))
+        within("endpoint_delay_s", endpoint_delay_s, 0, 86_400, whole=False)
+        self._up.instances.failover(demoted=demoted, endpoint_delay_s=endpoint_delay_s)
+
+    def restart(
+        self, mode: StopMode = "fast", *, instance: Role = "writer", down_s: float = 0.0
+    ) -> None:
+        """Restart an instance; blocks until it is up again. Nothing committed is lost.
+
+        Args:
+            mode: ``fast`` tells each client 57P01 first, ``immediate`` is a crash with recovery.
+            instance: ``writer`` or ``reader``.
+            down_s: how long it stays away; its clients are reset meanwhile.
+
+        Raises:
+            AuroraStoreError: there is no such instance.
+        """
+        one_of("mode", mode, get_args(StopMode))
+        one_of("instance", instance, get_args(Role))
+        within("down_s", down_s, 0, 86_400, whole=False)
+        self._up.instances.restart(instance, mode, down_s=down_s)
 
     @property
     def delay_s(self) -> float:
         """Seconds added to each round trip between client and server, opening included."""
-        return self._up.proxy.controls.read()[0]
+        return self._up.proxy.controls.read().delay_s
 
     @delay_s.setter
     def delay_s(self, seconds: float) -> None:
-        self._up.proxy.controls.turn(seconds, stalled=self.stalled)
+        self._up.proxy.controls.set(delay_s=seconds)
 
     @property
     def stalled(self) -> bool:
         """Whether the link is a black hole: connections stay open and nothing passes.
 
-        The kernel still acknowledges what is sent, so ``tcp_user_timeout`` does not notice.
+        New ones are accepted by the kernel and get no answer. The kernel still acknowledges what
+        is sent, so ``tcp_user_timeout`` does not notice.
         """
-        return self._up.proxy.controls.read()[1]
+        return self._up.proxy.controls.read().stalled
 
     @stalled.setter
     def stalled(self, stalled: bool) -> None:
-        self._up.proxy.controls.turn(self.delay_s, stalled=stalled)
+        self._up.proxy.controls.set(stalled=stalled)
 
     @property
     def iam_enabled(self) -> bool:
@@ -314,22 +473,25 @@ class LocalAurora:
         self._up.present((host,) if host else own, trusted=trusted, expired=expired)
 
     def reset(self) -> None:
-        """Turn back what was turned: delay, stall, pause, refusals to come, certificate, API.
+        """Turn back what was turned: delay, stall, pause, lag, what is to come, certificate, API.
 
-        Connections, counts, roles and databases stay.
+        Connections, counts, roles, databases and instances stay. Endpoints lead where they should.
         """
-        self._up.proxy.controls.turn(0.0, stalled=False)
+        self._up.proxy.controls.set(delay_s=0.0, stalled=False, asleep=False, watched=False)
         self._up.admission.reset()
+        self._up.instances.settle()
+        if self.reader_lag_s:
+            self.reader_lag_s = 0.0
         self.describe_denied = False
         self.present()
 
     def create_user(self, name: str, *, password: str | None = None) -> None:
         """Make a role: granted ``rds_iam`` without a password, else logging in with it."""
-        roles.create_user(self._up.server, name, password=password)
+        roles.create_user(self._up.instances.writer, name, password=password)
 
     def set_password(self, name: str, password: str) -> None:
         """Change a role's password, as a rotation would."""
-        roles.set_password(self._up.server, name, password)
+        roles.set_password(self._up.instances.writer, name, password)
 
     def create_database(
         self, name: str, *, owner: str | None = None, template: str = "template1"
@@ -339,11 +501,13 @@ class LocalAurora:
         ``template="template0"`` makes one without the extension ``vector``; only the superuser
         may add it there.
         """
-        roles.create_database(self._up.server, name, owner=owner or self.user, template=template)
+        roles.create_database(
+            self._up.instances.writer, name, owner=owner or self.user, template=template
+        )
 
     def drop_database(self, name: str) -> None:
-        """Drop a database with everybody connected to it; no error where there is none."""
-        roles.drop_database(self._up.server, name)
+        """Drop a database and end its connections; no error where there is none."""
+        roles.drop_database(self._up.instances.writer, name)
 
     def _describe(self, form: Mapping[str, str]) -> rds_api.Answer:
         self.describe_calls += 1
@@ -358,6 +522,7 @@ class LocalAurora:
             engine_version=str(self.version),
             iam_enabled=self.iam_enabled,
             denied=self.describe_denied,
+            has_reader=self.has_reader,
         )
         return rds_api.answer(form, facts)
 
@@ -366,7 +531,7 @@ class LocalAurora:
 class Parts:
     """What a running local cluster consists of."""
 
-    server: Server
+    instances: Instances
     proxy: Proxy
     admission: Admission
     authority: Authority
@@ -378,12 +543,20 @@ class Parts:
         authority = self.authority if trusted else Authority.create("Another root")
         self.proxy.present(authority.issue(dict.fromkeys(hosts), expired=expired))
 
+    def answer(self, question: Mapping[str, object]) -> Answer:
+        """Answer the proxy's process, and have it ask no more about commits once all are lost."""
+        answer = self.admission.answer(question)
+        if question["ask"] == "commit" and not self.admission.policy.drop_replies:
+            self.proxy.controls.set(watched=False)
+        return answer
+
 
 def assemble(
     stack: ExitStack,
     *,
-    hosts: Sequence[str],
-    port: int,
+    endpoint: str,
+    reader_endpoint: str,
+    ports: Mapping[str, int],
     region: str,
     version: ServerVersion,
     keys: Keys,
@@ -392,25 +565,30 @@ def assemble(
 ) -> Parts:
     """Make and start everything; ``stack`` undoes it."""
     directory = stack.enter_context(kept_directory())
-    server = Server(directory, version=version)
-    with server.initializing():
+    proxy = stack.enter_context(Proxy(directory, ports=ports))
+    instances = Instances(directory, version=version, proxy=proxy)
+    hosts = {"writer": (endpoint, reader_endpoint), "reader": (reader_endpoint,)}
+    with instances.writer.initializing():
         # All this is done before initdb is.
-        proxy = stack.enter_context(Proxy(directory, port=port))
         admission = Admission(
-            scope=TokenScope(frozenset(map(str.lower, hosts)), proxy.port, region),
+            scopes={
+                name: TokenScope(frozenset(map(str.lower, hosts[name])), port, region)
+                for name, port in proxy.ports.items()
+            },
             keys=keys,
             clock=clock,
-            has_rds_iam=lambda name: roles.has_rds_iam(server, name),
+            has_rds_iam=lambda name: roles.has_rds_iam(instances, name),
             reserved=ADMIN,
         )
         authority = Authority.create("Local Aurora root")
         root = directory / "root.pem"
         root.write_bytes(authority.pem())
-        parts = Parts(server, proxy, admission, authority, root, rds_api.ApiServer(describe))
-        parts.present(hosts)
+        api = rds_api.ApiServer(describe)
+        parts = Parts(instances, proxy, admission, authority, root, api)
+        parts.present(hosts["writer"])
         stack.enter_context(parts.api.running())
-        stack.enter_context(proxy.running(server.socket, admission.answer))
+        stack.enter_context(proxy.running(parts.answer))
         stack.callback(admission.close)
-    stack.enter_context(server.running())
-    roles.furnish(server)
+    stack.enter_context(instances.running())
+    roles.furnish(instances.writer)
     return parts

@@ -38,26 +38,33 @@ main()
 
 
 class Proxy:
-    """A TLS proxy on a loopback port in front of a server's Unix socket; a context manager.
+    """A TLS proxy with a loopback port for each endpoint of a cluster; a context manager.
 
     Args:
         directory: where its control socket and the certificate it presents live.
-        port: TCP port, 0 for any that is free.
+        ports: TCP port of each endpoint, 0 for any that is free.
     """
 
-    def __init__(self, directory: Path, *, port: int) -> None:
+    def __init__(self, directory: Path, *, ports: Mapping[str, int]) -> None:
         self._directory = directory
-        self._listener = _listen(port)
-        self.port: int = self._listener.getsockname()[1]
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            self._listeners = {
+                name: stack.enter_context(_listen(port)) for name, port in ports.items()
+            }
+            self._stack = stack.pop_all()
+        self.ports: Mapping[str, int] = {
+            name: listener.getsockname()[1] for name, listener in self._listeners.items()
+        }
         self._controls_path.write_bytes(bytes(LinkControls.LAYOUT.size))
         self.controls = LinkControls(str(self._controls_path))
-        self._connections = Connections()
+        self.connections = Connections()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._listener.close()
+        self._stack.close()
         self.controls.close()
 
     @property
@@ -72,10 +79,8 @@ class Proxy:
     def _controls_path(self) -> Path:
         return self._directory / "controls"
 
-    @property
-    def open_connections(self) -> int:
-        """How many connections of authenticated clients are open."""
-        return self._connections.count()
+    def _endpoint(self, name: str) -> Path:
+        return self._directory / f"{name}-endpoint"
 
     def present(self, chain: bytes) -> None:
         """Present this certificate and key to every connection opened from now on."""
@@ -84,48 +89,51 @@ class Proxy:
         fresh.write_bytes(chain)
         fresh.replace(self._certificate)
 
-    def cut(self) -> int:
-        """Reset every open connection; return how many, once they are gone."""
-        return self._connections.cut()
+    def lead(self, endpoint: str, server: Path) -> None:
+        """Have an endpoint lead to the server with this socket, for connections from now on."""
+        fresh = self._directory / f"{endpoint}-fresh"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(server)
+        fresh.replace(self._endpoint(endpoint))
 
     @contextmanager
-    def running(self, server: Path, answer: Answerer) -> Iterator[None]:
-        """Forward connections for the block; a certificate must have been set.
+    def running(self, answer: Answerer) -> Iterator[None]:
+        """Forward connections for the block; certificate and endpoints must have been set.
 
         Args:
-            server: path of the server's Unix socket.
             answer: called from several threads with each question of the proxy process.
         """
-        with DecisionServer(str(self._control), self._connections, answer) as decisions:
+        with DecisionServer(str(self._control), self.connections, answer) as decisions:
             thread = threading.Thread(target=decisions.serve_forever, args=(0.05,), daemon=True)
             thread.start()
-            process = self._start_process(server)
+            process = self._start_process()
             try:
                 yield
             finally:
                 with process:
                     process.communicate()  # closes its standard input, which ends it
+                self.connections.release()
                 decisions.shutdown()
                 thread.join()
 
-    def _start_process(self, server: Path) -> subprocess.Popen[bytes]:
+    def _start_process(self) -> subprocess.Popen[bytes]:
         paths = Paths(
             certificate=str(self._certificate),
             control=str(self._control),
             controls=str(self._controls_path),
-            server=str(server),
+            endpoints={name: str(self._endpoint(name)) for name in self.ports},
         )
-        descriptor = self._listener.fileno()
+        descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
         package = str(Path(__file__).parent.parent)
-        arguments = [package, str(descriptor), json.dumps(asdict(paths))]
+        arguments = [package, json.dumps(descriptors), json.dumps(asdict(paths))]
         process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
             [sys.executable, "-I", "-c", LAUNCH, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=(descriptor,),
+            pass_fds=tuple(descriptors.values()),
             start_new_session=True,
         )
-        self._listener.close()  # the process's from here on
+        self._stack.close()  # the listeners are the process's from here on
         if process.stdout is None or not process.stdout.readline():
             process.wait()
             raise AuroraStoreError("the local Aurora's proxy did not start, see standard error")
@@ -136,8 +144,10 @@ class Connections:
     """The connections of authenticated clients that are open now; thread-safe."""
 
     def __init__(self) -> None:
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, str] = {}
+        self._held: set[socket.socket] = set()
         self._changed = threading.Condition()
+        self._is_holding = False
 
     def count(self) -> int:
         """How many are open."""
@@ -145,26 +155,78 @@ class Connections:
             return len(self._open)
 
     @contextmanager
-    def holding(self, control: socket.socket) -> Iterator[None]:
+    def counted(self, control: socket.socket, server: str) -> Iterator[None]:
         """Count a connection as open for the block."""
         with self._changed:
-            self._open.add(control)
+            self._open[control] = server
         try:
             yield
         finally:
             with self._changed:
-                self._open.discard(control)
+                del self._open[control]
+                self._held.discard(control)
                 self._changed.notify_all()
 
-    def cut(self) -> int:
-        """Ask every open connection's process to reset it, and wait until they have."""
+    def cut(self, server: Path | None = None) -> int:
+        """Have every connection reset, or those to one server; return how many, once gone."""
+        return self._end(server, lambda control: control.shutdown(socket.SHUT_WR))
+
+    def close(self, server: Path | None = None) -> int:
+        """Have every connection closed by TCP FIN, or those to one server; return how many."""
+        return self._end(server, lambda control: _send(control, "close"))
+
+    def silence(self, *, keep_sessions: bool) -> int:
+        """Have nothing pass on every open connection any more; return how many there are."""
         with self._changed:
-            doomed = set(self._open)
+            for control in self._open:
+                with suppress(OSError):
+                    _send(control, "silence" if keep_sessions else "lose")
+            return len(self._open)
+
+    def _end(self, server: Path | None, order: Callable[[socket.socket], object]) -> int:
+        with self._changed:
+            doomed = self._of(server)
             for control in doomed:
                 with suppress(OSError):
-                    control.shutdown(socket.SHUT_WR)
-            self._changed.wait_for(lambda: not doomed & self._open, CUT_TIMEOUT_S)
+                    order(control)
+            self._changed.wait_for(lambda: not doomed & self._open.keys(), CUT_TIMEOUT_S)
         return len(doomed)
+
+    def _of(self, server: Path | None) -> set[socket.socket]:
+        return {c for c, path in self._open.items() if server is None or path == str(server)}
+
+    @contextmanager
+    def held(self, server: Path) -> Iterator[None]:
+        """Keep the idle connections to a server while it is away; those in use are reset."""
+        with self._changed:
+            self._is_holding = True
+            wanted = self._of(server)
+            for control in wanted:
+                with suppress(OSError):
+                    _send(control, "hold")
+            self._changed.wait_for(lambda: wanted & self._open.keys() <= self._held, CUT_TIMEOUT_S)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def wait_while_held(self, control: socket.socket) -> None:
+        """Block the thread of a connection until it may go on."""
+        with self._changed:
+            self._held.add(control)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._is_holding)
+            self._held.discard(control)
+
+    def release(self) -> None:
+        """Let the held connections go on."""
+        with self._changed:
+            self._is_holding = False
+            self._changed.notify_all()
+
+
+def _send(control: socket.socket, command: str) -> None:
+    control.sendall(json.dumps({"do": command}).encode() + b"\n")
 
 
 class DecisionServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -202,8 +264,11 @@ class _Conversation(socketserver.StreamRequestHandler):
             for line in self.rfile:
                 question = json.loads(line)
                 answer = self.server.answer(question)
+                connections = self.server.connections
                 if question["ask"] == "admitted":
-                    stack.enter_context(self.server.connections.holding(self.connection))
+                    stack.enter_context(connections.counted(self.connection, question["server"]))
+                elif question["ask"] == "held":
+                    connections.wait_while_held(self.connection)
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 

@@ -1,8 +1,8 @@
-"""The proxy's own process: accepts links, opens them as RDS does and relays what follows.
+"""The proxy's own process: accepts connections, opens them as RDS does, forwards what follows.
 
-A process of its own, and one more for each link, so that relaying costs the interpreter that runs
-the tests or benchmarks nothing. It decides nothing: who may enter is asked over a Unix socket, see
-``proxy.py``. Standard library only, for a quick start and small children.
+A process of its own, and one more for each connection, so that forwarding costs the interpreter
+that runs the tests or benchmarks nothing. It decides nothing: who may enter is asked over a Unix
+socket, see ``proxy.py``. Standard library only, for a quick start and small children.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from langgraph_aurora_store.local import wire
 
@@ -31,24 +33,46 @@ HELD_MAX = 1_048_576  # bytes under way in one direction before the sender has t
 OWNER_CHECK_S = 1.0
 WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+OPENING_TIMEOUT_S = 60.0  # PostgreSQL's authentication_timeout
+STALL_POLL_S = 0.02
+TLS_HANDSHAKE = b"\x16"  # the type of a TLS record that opens a handshake
+QUIET_S = 0.02  # a session that sends nothing for so long has answered all that it was asked
+HOLD_TIMEOUT_S = 0.5
+REATTACH_TIMEOUT_S = 10.0
+
+
+class CutError(Exception):
+    """The client's connection is to be reset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where a link finds what it needs."""
+    """Where a connection finds what it needs."""
 
     certificate: str
     control: str
     controls: str
-    server: str
+    endpoints: Mapping[str, str]  # links to the sockets of the servers they lead to
+
+
+class Endpoint(NamedTuple):
+    """One of the cluster's endpoints, as a connection sees it."""
+
+    name: str
+    link: str
+
+    def server(self) -> str:
+        """The socket of the server that it leads to now."""
+        return os.readlink(self.link)
 
 
 def main() -> None:
-    """Accept links on the inherited listener until standard input ends or the owner is gone."""
-    # The lowest descriptor that is free, for select() takes none above 1023.
-    listener = socket.socket(fileno=os.dup(int(sys.argv[1])))
-    os.close(int(sys.argv[1]))
+    """Accept connections on the inherited listeners until standard input ends or the owner does."""
     paths = Paths(**json.loads(sys.argv[2]))
+    listeners = {
+        inherit(descriptor): Endpoint(name, paths.endpoints[name])
+        for name, descriptor in json.loads(sys.argv[1]).items()
+    }
     owner = os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -59,18 +83,32 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while os.getppid() == owner:
-        readable, _, _ = select.select([listener.fileno(), 0], [], [], OWNER_CHECK_S)
+        readable, _, _ = select.select(
+            [0, *(each.fileno() for each in listeners)], [], [], OWNER_CHECK_S
+        )
         if 0 in readable:
             break
-        if readable:
-            accept(listener, contexts, paths, controls)
-    os.killpg(0, signal.SIGKILL)  # this process leads a group of its own links
+        for listener in listeners:
+            if listener.fileno() in readable:
+                accept(listener, listeners, contexts, paths, controls)
+    os.killpg(0, signal.SIGKILL)  # this process leads a group of those of its connections
+
+
+def inherit(descriptor: int) -> socket.socket:
+    """A listener under the lowest descriptor that is free, for select() takes none above 1023."""
+    listener = socket.socket(fileno=os.dup(descriptor))
+    os.close(descriptor)
+    return listener
 
 
 def accept(
-    listener: socket.socket, contexts: Contexts, paths: Paths, controls: LinkControls
+    listener: socket.socket,
+    listeners: Mapping[socket.socket, Endpoint],
+    contexts: Contexts,
+    paths: Paths,
+    controls: LinkControls,
 ) -> None:
-    """Take one link and leave it to a new process."""
+    """Take one connection and leave it to a new process."""
     client, _ = listener.accept()
     with client:
         context = contexts.current()
@@ -78,11 +116,12 @@ def accept(
             return
         status = 1
         try:
-            listener.close()
+            for each in listeners:
+                each.close()
             os.close(0)
-            serve(client, context, paths, controls)
+            serve(client, context, paths.control, listeners[listener], controls)
             status = 0
-        except (OSError, ssl.SSLError):
+        except (OSError, CutError):
             status = 0  # either side went away
         finally:
             os._exit(status)
@@ -114,29 +153,122 @@ class Contexts:
 
 
 def serve(
-    client: socket.socket, context: ssl.SSLContext, paths: Paths, controls: LinkControls
+    accepted: socket.socket,
+    context: ssl.SSLContext,
+    control_path: str,
+    endpoint: Endpoint,
+    controls: LinkControls,
 ) -> None:
-    """Open one link and relay it to its end."""
-    client.settimeout(OPENING_TIMEOUT_S)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    """Open one connection and forward it to its end."""
+    accepted.settimeout(OPENING_TIMEOUT_S)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     controls.wait_one_round_trip()  # the TCP handshake's, which the kernel has already answered
-    link, packet = open_link(client, context, controls)
-    if wire.opening_code(packet) == wire.CANCEL_REQUEST:
-        cancel(packet, paths.server)
-        close_gently(link)
+    control = Control(control_path, endpoint.name)
+    if controls.read().asleep:
+        control.ask("wake")
+    server_path = endpoint.server()
+    if not os.path.exists(server_path):
+        reset(accepted)  # the nearest to a refused connection, which only the kernel can give
         return
-    control = Control(paths.control)
-    if not admit(link, packet, control, controls):
+    client, packet = open_connection(accepted, context, controls)
+    if wire.opening_code(packet) == wire.CANCEL_REQUEST:
+        cancel(packet, server_path)
+        close_gently(client)
+        return
+    if not admit(client, packet, control, controls):
         return
     with socket.socket(socket.AF_UNIX) as server:
-        server.connect(paths.server)
+        server.connect(server_path)
         server.sendall(packet)
-        if authenticate(link, server, control, controls):
-            relay(link, server, control, controls)
+        if not authenticate(client, server, server_path, control, controls):
+            return
+        session = Session(server, server_path, packet)
+        try:
+            Forwarding(client, session, control, controls).run()
+        except CutError:
+            reset(client)
 
 
-class Way:
-    """One direction of a link: what was read from the source and not yet sent to the sink."""
+def reset(client: socket.socket) -> None:
+    """Close a connection by TCP RST."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+
+
+class Session:
+    """A session on the server, and what is needed to open it again on that server's successor.
+
+    Args:
+        server: the connection to the server.
+        path: the server's socket.
+        startup: the client's StartupMessage.
+    """
+
+    def __init__(self, server: socket.socket, path: str, startup: bytes) -> None:
+        self.server = server
+        self.path = path
+        self.status = wire.IDLE
+        self.is_answered = True
+        self._startup = startup
+        self._unfinished = b""  # the beginning of a message from the client
+        self._statements: dict[bytes, bytes] = {}
+
+    def note_sent(self, data: bytes, *, keeps: bool) -> None:
+        """Note a request; remember the statements that it prepares if they are to be kept."""
+        self.is_answered = False
+        if not keeps:
+            return
+        messages, self._unfinished = wire.split(self._unfinished + data)
+        for message in messages:
+            if name := wire.prepared_name(message):
+                self._statements[name] = message
+            elif name := wire.closed_name(message):
+                self._statements.pop(name, None)
+
+    def note_received(self, data: bytes) -> None:
+        """Note the transaction's status, with which a server ends an answer."""
+        status = wire.status_at_end(data)
+        self.is_answered = status is not None
+        self.status = status or self.status
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the client has sent whole messages, all are answered and no transaction open."""
+        return self.is_answered and self.status == wire.IDLE and not self._unfinished
+
+    def reattach(self) -> None:
+        """Open the session again on the restarted server, with its prepared statements.
+
+        Raises:
+            CutError: the server does not let it in.
+        """
+        deadline = time.monotonic() + REATTACH_TIMEOUT_S
+        while True:
+            self.server.close()
+            self.server = socket.socket(socket.AF_UNIX)
+            self.server.settimeout(REATTACH_TIMEOUT_S)
+            with suppress(OSError):
+                self.server.connect(self.path)
+                self._exchange(self._startup)
+                if self._statements:
+                    self._exchange(b"".join([*self._statements.values(), wire.SYNC]))
+                return
+            if time.monotonic() > deadline:
+                raise CutError
+            time.sleep(STALL_POLL_S)
+
+    def _exchange(self, request: bytes) -> None:
+        self.server.sendall(request)
+        while (message := read_message(self.server, maximum=wire.MAX_MESSAGE))[:1] != b"Z":
+            if message[:1] == b"E" and wire.sqlstate(message) in wire.NOT_YET:
+                raise ConnectionError("the server is starting")
+            if message[:1] == b"E" or wire.asks_for_password(message):
+                raise CutError
+        self.note_received(message)
+
+
+class Direction:
+    """One direction of a connection: what was read from the source and not yet sent."""
 
     __slots__ = ("_waiting", "blocked", "held", "sink", "source")
 
@@ -147,23 +279,23 @@ class Way:
         self.blocked = False
         self._waiting: deque[tuple[float, bytes]] = deque()
 
-    def take(self, delay_s: float = 0.0) -> bool:
-        """Read once and send it, after a delay if there is one; False at the source's end."""
+    def receive(self) -> bytes | None:
+        """Read once; empty at the source's end, None where there is nothing to read."""
         try:
-            data = self.source.recv(CHUNK)
+            return self.source.recv(CHUNK)
         except WAIT:
-            return True
-        if not data:
-            return False
+            return None
+
+    def pass_on(self, data: bytes, delay_s: float = 0.0) -> None:
+        """Send it, after a delay if there is one."""
         sent = 0
         if not delay_s and not self.held:
             sent = self._send(data)
         if sent < len(data):
             self._waiting.append((time.monotonic() + delay_s, data[sent:]))
             self.held += len(data) - sent
-        return True
 
-    def give(self, now: float) -> float | None:
+    def send_due(self, now: float) -> float | None:
         """Send what is due; return when the next is due, or None."""
         self.blocked = False
         while self._waiting and not self.blocked:
@@ -185,79 +317,153 @@ class Way:
             return 0
 
 
-def relay(
-    link: socket.socket, server: socket.socket, control: Control, controls: LinkControls
-) -> None:
-    """Relay both ways until one side ends or the owner cuts the link."""
-    link.settimeout(0)
-    server.settimeout(0)
-    up, down = Way(link, server), Way(server, link)
-    from_owner, from_link, from_server = (s.fileno() for s in (control.socket, link, server))
-    if isinstance(link, ssl.SSLSocket) and link.pending():
-        up.take()  # select() knows nothing of what TLS has already decrypted
-    while True:
-        if up.held or down.held:
-            readable = wait(from_owner, up, down)
-        else:
-            readable, _, _ = select.select((from_owner, from_link, from_server), (), ())
-        delay_s, stalled = controls.read()
-        if from_owner in readable:
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            return
-        if stalled:
-            select.select((from_owner,), (), (), STALL_POLL_S)
-            continue
-        if from_link in readable and not up.take(delay_s):
-            return
-        if from_server in readable and not down.take():
-            finish(link, down)
-            return
+class Forwarding:
+    """Forwards both ways until one side ends or the owner ends the connection."""
+
+    def __init__(
+        self, client: socket.socket, session: Session, control: Control, controls: LinkControls
+    ) -> None:
+        self._client = client
+        self._session = session
+        self._control = control
+        self._controls = controls
+        self._keeps = controls.read().keeps  # for good, or it would miss what was prepared before
+        self._silenced = False
+        self._attach()
+
+    def _attach(self) -> None:
+        self._client.settimeout(0)
+        self._session.server.settimeout(0)
+        self._up = Direction(self._client, self._session.server)
+        self._down = Direction(self._session.server, self._client)
+
+    def run(self) -> None:
+        """Return when either side has ended.
+
+        Raises:
+            CutError: the client's connection is to be reset.
+        """
+        if isinstance(self._client, ssl.SSLSocket) and self._client.pending():
+            self._take_up(0.0)  # select() knows nothing of what TLS has already decrypted
+        while True:
+            readable = [self._control.fileno()] if self._control.has_command else self._wait()
+            if self._control.fileno() in readable and self._is_ended_by_owner():
+                return
+            settings = self._controls.read()
+            if settings.stalled or self._silenced:
+                select.select((self._control.fileno(),), (), (), STALL_POLL_S)
+                continue
+            if self._client.fileno() in readable and not self._take_up(settings.delay_s):
+                return
+            from_server = self._session.server.fileno() in readable
+            if from_server and not self._take_down(watched=settings.watched):
+                self._finish()
+                return
+
+    def _wait(self) -> list[int]:
+        # A side is not read from while too much of what it sent is under way.
+        up, down = self._up, self._down
+        if not (up.held or down.held):
+            sources = (self._control.fileno(), up.source.fileno(), down.source.fileno())
+            return select.select(sources, (), ())[0]
+        now = time.monotonic()
+        dues = [due for due in (up.send_due(now), down.send_due(now)) if due is not None]
+        waiting = [way.source.fileno() for way in (up, down) if way.held < HELD_MAX]
+        sinks = [way.sink.fileno() for way in (up, down) if way.blocked]
+        # Not poll(): it counts in whole milliseconds, which a delay of one would be lost in.
+        timeout_s = min(dues) - now if dues else None
+        return select.select([self._control.fileno(), *waiting], sinks, [], timeout_s)[0]
+
+    def _take_up(self, delay_s: float) -> bool:
+        data = self._up.receive()
+        if data:
+            self._session.note_sent(data, keeps=self._keeps)
+            self._up.pass_on(data, delay_s)
+        return data != b""
+
+    def _take_down(self, *, watched: bool) -> bool:
+        data = self._down.receive()
+        if data:
+            tells_commit = watched and wire.tells_commit(data, status_before=self._session.status)
+            if tells_commit and self._control.ask("commit")["go"] == "drop":
+                raise CutError
+            self._session.note_received(data)
+            self._down.pass_on(data)
+        return data != b""
+
+    def _is_ended_by_owner(self) -> bool:
+        match self._control.command():
+            case "close":
+                self._client.shutdown(socket.SHUT_RDWR)
+                return True
+            case "silence":
+                self._silenced = True
+            case "lose":
+                self._silenced = True
+                self._session.server.shutdown(socket.SHUT_RDWR)
+            case "hold" if self._keeps:
+                self._hold()
+            case _:
+                raise CutError
+        return False
+
+    def _hold(self) -> None:
+        """Keep the client while the server becomes another; cut it where that would be seen."""
+        self._answer_all()
+        if not self._session.is_idle:
+            raise CutError
+        self._session.server.close()
+        self._control.ask("held")  # answered when the server is there again
+        self._session.reattach()
+        self._attach()
+
+    def _answer_all(self) -> None:
+        deadline = time.monotonic() + HOLD_TIMEOUT_S
+        while time.monotonic() < deadline:
+            server = self._session.server.fileno()
+            readable, _, _ = select.select((server,), (), (), QUIET_S)
+            self._down.send_due(time.monotonic())
+            self._up.send_due(time.monotonic())
+            if not readable and not self._down.held and not self._up.held:
+                return
+            if readable and not self._take_down(watched=False):
+                raise CutError
+
+    def _finish(self) -> None:
+        # The server's last words, then an orderly end.
+        self._client.settimeout(OPENING_TIMEOUT_S)
+        self._down.send_due(time.monotonic())
+        close_gently(self._client)
 
 
-def wait(from_owner: int, up: Way, down: Way) -> list[int]:
-    """Send what is due, then wait for more to read, to send or to be due; return what can be read.
+class Settings(NamedTuple):
+    """What applies to every connection now."""
 
-    A side is not read from while too much of what it sent is under way.
-    """
-    now = time.monotonic()
-    dues = [due for due in (up.give(now), down.give(now)) if due is not None]
-    sources = [way.source.fileno() for way in (up, down) if way.held < HELD_MAX]
-    sinks = [way.sink.fileno() for way in (up, down) if way.blocked]
-    # Not poll(): it counts in whole milliseconds, which a delay of one would be lost in.
-    timeout_s = min(dues) - now if dues else None
-    readable, _, _ = select.select([from_owner, *sources], sinks, [], timeout_s)
-    return readable
-
-
-def finish(link: socket.socket, down: Way) -> None:
-    """Send the client the server's last words and close."""
-    link.settimeout(OPENING_TIMEOUT_S)
-    down.give(time.monotonic())
-    close_gently(link)
-
-
-OPENING_TIMEOUT_S = 60.0  # PostgreSQL's authentication_timeout
-STALL_POLL_S = 0.02
-TLS_HANDSHAKE = b"\x16"  # the type of a TLS record that opens a handshake
+    delay_s: float = 0.0  # of one round trip
+    stalled: bool = False  # nothing passes
+    asleep: bool = False  # new connections ask whether they have to wait
+    watched: bool = False  # the owner is told of each commit before the client is
+    keeps: bool = False  # prepared statements are remembered
 
 
 class LinkControls:
-    """What the owner may turn while links are open, in shared memory."""
+    """What the owner may set while connections are open, in shared memory."""
 
-    LAYOUT = struct.Struct("<d?")  # delay of a round trip in seconds, stalled
+    LAYOUT = struct.Struct("<d????")
 
     def __init__(self, path: str) -> None:
         with Path(path).open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), self.LAYOUT.size)
+        self._lock = threading.Lock()
 
-    def read(self) -> tuple[float, bool]:
-        """The delay of one round trip in seconds, and whether nothing passes."""
-        delay_s, stalled = self.LAYOUT.unpack_from(self._memory)
-        return delay_s, stalled
+    def read(self) -> Settings:
+        """What is set now."""
+        return Settings._make(self.LAYOUT.unpack_from(self._memory))
 
-    def turn(self, delay_s: float, *, stalled: bool) -> None:
-        """Set both; every link sees it at once."""
-        self.LAYOUT.pack_into(self._memory, 0, delay_s, stalled)
+    def set(self, **changes: Any) -> None:
+        """Change some; every connection sees it at once."""
+        with self._lock:
+            self.LAYOUT.pack_into(self._memory, 0, *self.read()._replace(**changes))
 
     def close(self) -> None:
         """Let go of the shared memory."""
@@ -265,88 +471,110 @@ class LinkControls:
 
     def wait_one_round_trip(self) -> None:
         """Sleep as long as one exchange with a distant client takes, or while stalled."""
-        delay_s, stalled = self.read()
-        while stalled:
+        while (settings := self.read()).stalled:
             time.sleep(STALL_POLL_S)
-            delay_s, stalled = self.read()
-        time.sleep(delay_s)
+        time.sleep(settings.delay_s)
 
 
 class Control:
-    """Asks the owner; each question waits for its answer. An end of stream cuts the link."""
+    """Asks the owner and takes its commands, a line of JSON each; an end of stream is a cut."""
 
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
-        self._answers = self.socket.makefile("rb")
+    def __init__(self, path: str, endpoint: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._endpoint = endpoint
+        self._received = b""
+        self._commands: deque[str] = deque()
+
+    def fileno(self) -> int:
+        """For select()."""
+        return self._socket.fileno()
 
     def ask(self, question: str, **facts: object) -> Mapping[str, str]:
-        """Put a question to the owner.
+        """Put a question to the owner and wait for the answer.
 
         Raises:
-            ConnectionError: the owner has cut the link or is gone.
+            CutError: the owner has cut the connection or is gone.
         """
-        self.socket.sendall(json.dumps({"ask": question, **facts}).encode() + b"\n")
-        line = self._answers.readline()
-        if not line:
-            raise ConnectionError("cut by the owner")
+        asked = {"ask": question, "endpoint": self._endpoint, **facts}
+        self._socket.sendall(json.dumps(asked).encode() + b"\n")
+        while "do" in (line := self._read_line()):
+            self._commands.append(line["do"])
+        return line
+
+    @property
+    def has_command(self) -> bool:
+        """Whether a command was read already, so that select() would not tell of it."""
+        return bool(self._commands) or b"\n" in self._received
+
+    def command(self) -> str:
+        """Take the next command; blocks where there is none."""
+        return self._commands.popleft() if self._commands else self._read_line()["do"]
+
+    def _read_line(self) -> dict[str, str]:
+        while b"\n" not in self._received:
+            part = self._socket.recv(CHUNK)
+            if not part:
+                raise CutError
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
         answer: dict[str, str] = json.loads(line)
         return answer
 
 
-def open_link(
-    client: socket.socket, context: ssl.SSLContext, controls: LinkControls
+def open_connection(
+    accepted: socket.socket, context: ssl.SSLContext, controls: LinkControls
 ) -> tuple[socket.socket, bytes]:
-    """Answer requests for encryption; return the link and the first message that is none."""
-    link = client
-    if client.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
-        link = encrypt(client, context, controls)  # sslnegotiation=direct
+    """Answer requests for encryption; return the connection and the first message that is none."""
+    client = accepted
+    if accepted.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+        client = encrypt(accepted, context, controls)  # sslnegotiation=direct
     while True:
-        packet = read_opening(link)
+        packet = read_opening(client)
         match wire.opening_code(packet):
-            case wire.SSL_REQUEST if link is client:
+            case wire.SSL_REQUEST if client is accepted:
                 controls.wait_one_round_trip()
-                link.sendall(b"S")
-                link = encrypt(client, context, controls)
+                client.sendall(b"S")
+                client = encrypt(accepted, context, controls)
             case wire.GSS_REQUEST | wire.SSL_REQUEST:
                 controls.wait_one_round_trip()
-                link.sendall(b"N")
+                client.sendall(b"N")
             case _:
-                return link, packet
+                return client, packet
 
 
 def encrypt(
-    client: socket.socket, context: ssl.SSLContext, controls: LinkControls
+    accepted: socket.socket, context: ssl.SSLContext, controls: LinkControls
 ) -> ssl.SSLSocket:
     """Take the server's part of a TLS handshake."""
-    link = context.wrap_socket(client, server_side=True)
+    client = context.wrap_socket(accepted, server_side=True)
     controls.wait_one_round_trip()
-    return link
+    return client
 
 
-def read_opening(link: socket.socket) -> bytes:
+def read_opening(client: socket.socket) -> bytes:
     """Read one message without a type byte."""
-    head = read_exactly(link, 4)
+    head = read_exactly(client, 4)
     size = int.from_bytes(head, "big")
     if not 8 <= size <= wire.MAX_OPENING:
         raise ConnectionError("not PostgreSQL's protocol")
-    return head + read_exactly(link, size - 4)
+    return head + read_exactly(client, size - 4)
 
 
-def read_message(link: socket.socket) -> bytes:
-    """Read one message with a type byte, as it is sent during authentication."""
-    head = read_exactly(link, 5)
+def read_message(client: socket.socket, *, maximum: int = wire.MAX_AUTHENTICATION) -> bytes:
+    """Read one message with a type byte, by default as it is sent during authentication."""
+    head = read_exactly(client, 5)
     size = int.from_bytes(head[1:], "big")
-    if not 4 <= size <= wire.MAX_AUTHENTICATION:
-        raise ConnectionError("not a message of the authentication phase")
-    return head + read_exactly(link, size - 4)
+    if not 4 <= size <= maximum:
+        raise ConnectionError("not a message of this phase")
+    return head + read_exactly(client, size - 4)
 
 
-def read_exactly(link: socket.socket, size: int) -> bytes:
+def read_exactly(client: socket.socket, size: int) -> bytes:
     """Read ``size`` bytes or raise ConnectionError."""
     data = b""
     while len(data) < size:
-        part = link.recv(size - len(data))
+        part = client.recv(size - len(data))
         if not part:
             raise ConnectionError("closed by the peer")
         data += part
@@ -361,7 +589,7 @@ def cancel(packet: bytes, path: str) -> None:
         server.recv(1)
 
 
-def admit(link: socket.socket, packet: bytes, control: Control, controls: LinkControls) -> bool:
+def admit(client: socket.socket, packet: bytes, control: Control, controls: LinkControls) -> bool:
     """Ask for a password where the owner wants one; tell the client if it is refused."""
     names = wire.startup_parameters(packet)
     user = names.get("user", "")
@@ -369,48 +597,52 @@ def admit(link: socket.socket, packet: bytes, control: Control, controls: LinkCo
         "enter",
         user=user,
         database=names.get("database", user),
-        peer=str(link.getpeername()[0]),
-        encrypted=isinstance(link, ssl.SSLSocket),
+        peer=str(client.getpeername()[0]),
+        encrypted=isinstance(client, ssl.SSLSocket),
     )
     controls.wait_one_round_trip()
     if answer["go"] == "ask":
-        link.sendall(wire.ASK_FOR_PASSWORD)
-        message = read_message(link)
+        client.sendall(wire.ASK_FOR_PASSWORD)
+        message = read_message(client)
         if message[:1] != b"p":
             raise ConnectionError("expected a password")
         answer = control.ask("token", user=user, token=wire.password_of(message[5:]))
         controls.wait_one_round_trip()
     if answer["go"] == "refuse":
-        link.sendall(wire.error(answer["code"], answer["text"]))
-        close_gently(link)
+        client.sendall(wire.error(answer["code"], answer["text"]))
+        close_gently(client)
     return answer["go"] == "in"
 
 
 def authenticate(
-    link: socket.socket, server: socket.socket, control: Control, controls: LinkControls
+    client: socket.socket,
+    server: socket.socket,
+    server_path: str,
+    control: Control,
+    controls: LinkControls,
 ) -> bool:
     """Pass the server's own authentication through; whether the client was let in."""
     while True:
         message = read_message(server)
         method = int.from_bytes(message[5:9], "big") if message[:1] == b"R" else None
         if method == wire.AUTHENTICATION_OK:
-            control.ask("admitted")
-            link.sendall(message)
+            control.ask("admitted", server=server_path)
+            client.sendall(message)
             return True
         if message[:1] == b"E":
             control.ask("refused", code=wire.sqlstate(message))
-            link.sendall(message)
-            close_gently(link)
+            client.sendall(message)
+            close_gently(client)
             return False
-        link.sendall(message)
+        client.sendall(message)
         if method in wire.AUTHENTICATION_EXPECTING_REPLY:
-            server.sendall(read_message(link))
+            server.sendall(read_message(client))
             controls.wait_one_round_trip()
 
 
-def close_gently(link: socket.socket) -> None:
+def close_gently(client: socket.socket) -> None:
     """End TLS as PostgreSQL does, so that the client sees an orderly end."""
     with suppress(OSError, ssl.SSLError, ValueError):
-        if isinstance(link, ssl.SSLSocket):
-            link.settimeout(0)
-            link.unwrap()
+        if isinstance(client, ssl.SSLSocket):
+            client.settimeout(0)
+            client.unwrap()

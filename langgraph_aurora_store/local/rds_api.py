@@ -37,6 +37,7 @@ class Facts:
     engine_version: str
     iam_enabled: bool
     denied: bool
+    has_reader: bool = False
 
 
 class Answer(NamedTuple):
@@ -74,12 +75,10 @@ def _failure(status: int, code: str, text: str) -> Answer:
 
 
 def _success(facts: Facts) -> str:
-    members = {
-        "DBInstanceIdentifier": f"{facts.identifier}-instance-1",
-        "IsClusterWriter": "true",
-        "DBClusterParameterGroupStatus": "in-sync",
-        "PromotionTier": "1",
-    }
+    members = "".join(
+        f"<DBClusterMember>{_elements(_member(facts, number))}</DBClusterMember>"
+        for number in range(1, 3 if facts.has_reader else 2)
+    )
     cluster = {
         "DBClusterIdentifier": facts.identifier,
         "DBClusterArn": facts.arn,
@@ -97,11 +96,20 @@ def _success(facts: Facts) -> str:
     }
     return (
         f'<DescribeDBClustersResponse xmlns="{NAMESPACE}"><DescribeDBClustersResult><DBClusters>'
-        f"<DBCluster>{_elements(cluster)}<DBClusterMembers><DBClusterMember>{_elements(members)}"
-        "</DBClusterMember></DBClusterMembers></DBCluster></DBClusters></DescribeDBClustersResult>"
+        f"<DBCluster>{_elements(cluster)}<DBClusterMembers>{members}</DBClusterMembers></DBCluster>"
+        "</DBClusters></DescribeDBClustersResult>"
         f"<ResponseMetadata><RequestId>{uuid4()}</RequestId></ResponseMetadata>"
         "</DescribeDBClustersResponse>"
     )
+
+
+def _member(facts: Facts, number: int) -> dict[str, str]:
+    return {
+        "DBInstanceIdentifier": f"{facts.identifier}-instance-{number}",
+        "IsClusterWriter": str(number == 1).lower(),
+        "DBClusterParameterGroupStatus": "in-sync",
+        "PromotionTier": "1",
+    }
 
 
 def _elements(values: Mapping[str, str]) -> str:

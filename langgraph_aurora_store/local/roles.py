@@ -6,6 +6,7 @@ import psycopg
 from psycopg import sql
 
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.local.instances import Instances
 from langgraph_aurora_store.local.server import Server
 
 # Not pg_has_role(): a superuser has every role, but "+rds_iam" in pg_hba.conf means real members.
@@ -26,9 +27,9 @@ def furnish(server: Server) -> None:
     server.execute("CREATE ROLE rds_iam NOLOGIN")
 
 
-def has_rds_iam(server: Server, name: str) -> bool:
+def has_rds_iam(instances: Instances, name: str) -> bool:
     """Whether a role is a member of ``rds_iam``, directly or through other roles."""
-    return bool(server.execute(MEMBER_OF_RDS_IAM, (name,)))
+    return bool(instances.ask(MEMBER_OF_RDS_IAM, (name,)))
 
 
 def create_user(server: Server, name: str, *, password: str | None) -> None:

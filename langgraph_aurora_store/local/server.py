@@ -23,25 +23,34 @@ from psycopg.abc import Params, QueryNoTemplate
 from langgraph_aurora_store.errors import AuroraStoreError, MissingExtraError
 
 ServerVersion = Literal[16, 18]
+StopMode = Literal["fast", "immediate"]
+
+_STOP_SIGNALS: Mapping[StopMode, signal.Signals] = {
+    "fast": signal.SIGINT,
+    "immediate": signal.SIGQUIT,
+}
 
 ADMIN = "rdsadmin"  # the name of the superuser that RDS keeps to itself
 PORT = 5432  # of the Unix socket
-_IMMEDIATE_SHUTDOWN = signal.SIGQUIT
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+LOG_SHOWN = 2_000  # last characters of the server's log in an error
 POLL_S = 0.01
 SYSTEM_USERS = ("pgserver", "postgres", "nobody")
 FOLDERS: Mapping[int, str] = {16: "pginstall", 18: "pginstall18"}
 
 # The order of RDS: members of rds_iam are never asked for a password of the database ("rds_iam
 # takes precedence over password authentication", Aurora user guide); the proxy has asked them for
-# a token before they come here. Everybody else is up to the server.
+# a token before they come here. Every other role is up to the server.
 PG_HBA = f"""\
+local replication {ADMIN} trust
 local all {ADMIN} trust
 local all +rds_iam trust
 local all all scram-sha-256
 """
 
-# A throw-away server: durability is given up for speed, nothing else differs from the defaults.
+# A throw-away server: what survives a crash of the machine is given up for speed, what survives a
+# crash of the server is not. The last two let a standby find a writer that was away for a while.
 SETTINGS: Mapping[str, str] = {
     "autovacuum_naptime": "1min",
     "fsync": "off",
@@ -51,20 +60,30 @@ SETTINGS: Mapping[str, str] = {
     "max_connections": "200",
     "max_wal_size": "1GB",
     "shared_buffers": "128MB",
-    "synchronous_commit": "off",
     "timezone": "UTC",
+    "wal_keep_size": "256MB",
+    "wal_retrieve_retry_interval": "50ms",
 }
 
 
 class Server:
-    """A PostgreSQL server of one major version; the caller owns ``directory`` and its removal."""
+    """A PostgreSQL server of one major version; the caller owns ``directory`` and its removal.
 
-    def __init__(self, directory: Path, *, version: ServerVersion) -> None:
-        self.directory = directory / "postgres"
-        self.data = self.directory / "data"
-        self.log = self.directory / "log"
-        self.account = system_account()
-        self.bin = _reachable_binaries(directory, version, self.account)
+    Args:
+        directory: made by this class; short, for it is part of a Unix socket's path.
+        binaries: the folder of ``postgres`` and its tools, which ``account`` can reach.
+        account: the account the server runs as, or None for that of this process.
+    """
+
+    def __init__(
+        self, directory: Path, *, binaries: Path, account: pwd.struct_passwd | None
+    ) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = directory / "log"
+        self.bin = binaries
+        self.account = account
+        self._process: subprocess.Popen[bytes] | None = None
         self._admin_lock = threading.Lock()
         self._admin: psycopg.Connection[tuple[object, ...]] | None = None
 
@@ -82,9 +101,7 @@ class Server:
     @contextmanager
     def initializing(self) -> Iterator[None]:
         """Run initdb beside the block."""
-        self.directory.mkdir(mode=0o700)
-        if self.account:
-            os.chown(self.directory, self.account.pw_uid, self.account.pw_gid)
+        self._make_directory()
         initdb = self._start_initdb()
         try:
             yield
@@ -92,10 +109,107 @@ class Server:
             output, _ = initdb.communicate()
         if initdb.returncode:
             raise AuroraStoreError(f"initdb failed: {output.decode(errors='replace').strip()}")
-        lines = "".join(f"{name} = {value}\n" for name, value in SETTINGS.items())
-        with (self.data / "postgresql.conf").open("a") as conf:
-            conf.write(f"{lines}unix_socket_directories = '{self.directory}'\n")
+        self._configure(SETTINGS)
+        self._configure({"unix_socket_directories": f"'{self.directory}'"})
         (self.data / "pg_hba.conf").write_text(PG_HBA)
+
+    def copy(self, source: Server) -> None:
+        """Become a standby of ``source`` by pg_basebackup, not started yet; blocks until copied."""
+        self._make_directory()
+        copying = self._popen(
+            "pg_basebackup",
+            f"--pgdata={self.data}",
+            f"--dbname={source.dsn('postgres')}",
+            "--checkpoint=fast",
+            "--wal-method=stream",
+            "--no-sync",
+        )
+        output, _ = copying.communicate()
+        if copying.returncode:
+            raise AuroraStoreError(f"pg_basebackup failed: {output.decode(errors='replace')}")
+        self._configure({"unix_socket_directories": f"'{self.directory}'"})
+        self.follow(source)
+
+    def follow(self, source: Server) -> None:
+        """Have this server start as a standby of ``source`` from now on; it must not be running."""
+        self._configure({"primary_conninfo": f"'host={source.directory} port={PORT} user={ADMIN}'"})
+        signal_file = self.data / "standby.signal"
+        signal_file.touch()
+        self._give_to_account(signal_file)
+
+    def start(self) -> None:
+        """Start the server; blocks until it answers."""
+        with self.log.open("ab") as log:
+            process = self._popen("postgres", "-D", str(self.data), output=log.fileno())
+        try:
+            self._await_start(process)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        self._process = process
+
+    def stop(self, mode: StopMode) -> None:
+        """Stop the server; blocks until it has ended, does nothing when it is not running."""
+        process, self._process = self._process, None
+        self._close_admin()
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(_STOP_SIGNALS[mode])
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.send_signal(_STOP_SIGNALS["immediate"])
+        process.wait()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the server for the block; if this process is killed, the reaper stops it."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop("immediate")
+
+    def promote(self) -> None:
+        """Make a standby a writer; blocks until it accepts writes."""
+        self.execute("SELECT pg_promote(wait => false)")
+        self.wait_until(b"SELECT NOT pg_is_in_recovery()", "be promoted")
+
+    def wait_until(self, query: bytes, what: str) -> None:
+        """Block until a query's only value is true.
+
+        Raises:
+            AuroraStoreError: it did not become true; ``what`` says what the server should do.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.execute(query) != [(True,)]:
+            if time.monotonic() > deadline:
+                raise AuroraStoreError(
+                    f"PostgreSQL did not {what} within {START_TIMEOUT_S:.0f} s: {self._last_log()}"
+                )
+            time.sleep(POLL_S)
+
+    def last_checkpoint(self) -> str:
+        """Where the write-ahead log ended at a clean stop."""
+        output, _ = self._popen("pg_controldata", str(self.data)).communicate()
+        for line in output.decode().splitlines():
+            if line.startswith("Latest checkpoint location:"):
+                return line.rpartition(" ")[2]
+        raise AuroraStoreError(f"pg_controldata failed: {output.decode(errors='replace')}")
+
+    def _configure(self, settings: Mapping[str, str]) -> None:
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{name} = {value}\n" for name, value in settings.items())
+
+    def _make_directory(self) -> None:
+        self.directory.mkdir(mode=0o700)
+        self._give_to_account(self.directory)
+
+    def _give_to_account(self, path: Path) -> None:
+        if self.account:
+            os.chown(path, self.account.pw_uid, self.account.pw_gid)
 
     def _start_initdb(self) -> subprocess.Popen[bytes]:
         options = ["--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions"]
@@ -105,44 +219,39 @@ class Server:
             "initdb", f"--pgdata={self.data}", f"--username={ADMIN}", f"--locale={locale}", *options
         )
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run the server for the block; if this process is killed, the reaper stops it."""
-        with self.log.open("wb") as log:
-            process = self._popen("postgres", "-D", str(self.data), output=log.fileno())
-        try:
-            self._admin = self._await_start(process)
-            yield
-        finally:
-            if self._admin is not None:
-                self._admin.close()
-            if process.poll() is None:
-                process.send_signal(_IMMEDIATE_SHUTDOWN)
-            process.wait()
-
-    def _await_start(
-        self, process: subprocess.Popen[bytes]
-    ) -> psycopg.Connection[tuple[object, ...]]:
+    def _await_start(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while process.poll() is None and time.monotonic() < deadline:
             if self.socket.exists():
                 try:
-                    return psycopg.connect(self.dsn("postgres"), autocommit=True)
+                    self.execute("SELECT 1")
                 except psycopg.OperationalError:
                     pass
+                else:
+                    return
             time.sleep(POLL_S)
-        log = self.log.read_text(errors="replace").strip()
-        raise AuroraStoreError(f"PostgreSQL did not start within {START_TIMEOUT_S:.0f} s: {log}")
+        raise AuroraStoreError(
+            f"PostgreSQL did not start within {START_TIMEOUT_S:.0f} s: {self._last_log()}"
+        )
+
+    def _last_log(self) -> str:
+        return self.log.read_text(errors="replace").strip()[-LOG_SHOWN:]
 
     def execute(
         self, query: QueryNoTemplate, params: Params | None = None
     ) -> list[tuple[object, ...]]:
         """Run one statement as the superuser in the database ``postgres``; thread-safe."""
         with self._admin_lock:
-            if self._admin is None:
-                raise AuroraStoreError("the local Aurora is not running")
+            if self._admin is None or self._admin.closed:
+                self._admin = psycopg.connect(self.dsn("postgres"), autocommit=True)
             cursor = self._admin.execute(query, params)
             return cursor.fetchall() if cursor.description else []
+
+    def _close_admin(self) -> None:
+        with self._admin_lock:
+            admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
 
     def _popen(
         self, program: str, *options: str, output: int = subprocess.PIPE
@@ -189,9 +298,10 @@ def system_account() -> pwd.struct_passwd | None:
     )
 
 
-def _reachable_binaries(
+def reachable_binaries(
     directory: Path, version: ServerVersion, account: pwd.struct_passwd | None
 ) -> Path:
+    """Where ``account`` can run the programs: the wheel's folder, or a copy in ``directory``."""
     binaries = find_binaries(version)
     if account is None or _is_traversable(binaries):
         return binaries

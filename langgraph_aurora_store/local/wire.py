@@ -5,6 +5,7 @@ See "Message Formats" in PostgreSQL's manual.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 
@@ -16,6 +17,16 @@ MAX_OPENING = 10_000  # PostgreSQL's MAX_STARTUP_PACKET_LENGTH
 MAX_AUTHENTICATION = 65_536  # PG_MAX_AUTH_TOKEN_LENGTH
 AUTHENTICATION_OK = 0
 AUTHENTICATION_EXPECTING_REPLY = frozenset({3, 5, 10, 11})  # clear text, MD5, SASL, SASL continue
+
+MAX_MESSAGE = 1_073_741_824
+
+IDLE = b"I"  # the status of a session outside of a transaction
+SYNC = struct.pack("!ci", b"S", 4)
+NOT_YET = frozenset({"57P03"})  # cannot_connect_now: the server starts or stops
+
+# CommandComplete of COMMIT, and of statements that commit by themselves outside of a transaction.
+COMMITTED = b"C\0\0\0\x0bCOMMIT\0"
+CHANGED = re.compile(rb"C\0\0\0.(?:INSERT 0|UPDATE|DELETE|MERGE) [0-9]+\0", re.DOTALL)
 
 ASK_FOR_PASSWORD = struct.pack("!cii", b"R", 8, 3)  # AuthenticationCleartextPassword
 
@@ -54,3 +65,48 @@ def sqlstate(message: bytes) -> str:
         if field[:1] == b"C":
             return field[1:].decode(errors="replace")
     return ""
+
+
+def split(data: bytes) -> tuple[list[bytes], bytes]:
+    """The whole messages with a type byte at the beginning of ``data``, and the rest."""
+    messages = []
+    start = 0
+    while len(data) - start >= 5:
+        end = start + 1 + int.from_bytes(data[start + 1 : start + 5], "big")
+        if end > len(data):
+            break
+        messages.append(data[start:end])
+        start = end
+    return messages, data[start:]
+
+
+def prepared_name(message: bytes) -> bytes:
+    """The name of the statement in a Parse message; empty for other messages and without one."""
+    return message[5 : message.index(b"\0", 5)] if message[:1] == b"P" else b""
+
+
+def closed_name(message: bytes) -> bytes:
+    """The name of the statement in a Close message; empty for other messages and without one."""
+    return message[6:-1] if message[:1] == b"C" and message[5:6] == b"S" else b""
+
+
+def status_at_end(data: bytes) -> bytes | None:
+    """The transaction's status in the ReadyForQuery that ends ``data``; None where none does."""
+    return data[-1:] if data[-6:-1] == b"Z\0\0\0\x05" else None
+
+
+def tells_commit(data: bytes, *, status_before: bytes) -> bool:
+    """Whether the server says in ``data`` that a transaction is committed.
+
+    Recognised by its bytes: text holds no zero bytes. A tag split between two reads is missed.
+    """
+    if COMMITTED in data:
+        return True
+    is_outside = status_before == IDLE == status_at_end(data)
+    return is_outside and CHANGED.search(data) is not None
+
+
+def asks_for_password(message: bytes) -> bool:
+    """Whether a message is an authentication request that expects an answer."""
+    method = int.from_bytes(message[5:9], "big")
+    return message[:1] == b"R" and method in AUTHENTICATION_EXPECTING_REPLY
