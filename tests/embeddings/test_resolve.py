@@ -97,5 +97,5 @@ def test_another_provider_is_langchain_s() -> None:
 
 def test_the_session_and_region_reach_bedrock() -> None:
     """They are handed on, and nothing is looked up while resolving."""
-    resolved = resolve("bedrock:cohere.embed-english-v3", region="nowhere-1")
+    resolved = resolve("bedrock:cohere.embed-english-v3", region="eu-nowhere-1")
     assert isinstance(resolved.embeddings, BedrockEmbeddings)
