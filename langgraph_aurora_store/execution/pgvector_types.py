@@ -17,8 +17,9 @@ from langgraph_aurora_store.sql.vector_values import vector_classes
 # names in other schemas.
 TYPES = """
 SELECT t.typname::text, t.oid, t.typarray
-FROM pg_type AS t JOIN pg_extension AS e ON e.extnamespace = t.typnamespace
-WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec')
+FROM pg_catalog.pg_type AS t
+JOIN pg_catalog.pg_extension AS e ON e.extnamespace = t.typnamespace
+WHERE e.extname = 'vector'::name AND t.typname IN ('vector'::name, 'halfvec'::name)
 """
 
 

@@ -18,20 +18,22 @@ Paged = TypeVar("Paged", SearchOp, ListNamespacesOp)
 MOST = 2**31 - 1
 """More than any table has rows or any namespace has labels, and sums of it are still an int8."""
 
-ALIVE = "(s.expires_at IS NULL OR s.expires_at > now())"
+ALIVE = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
 """Expired items count for nothing from that moment on, swept or not."""
 
 # How long an item lives after a write or a read. The column of ours counts only for the write
 # that set it, see tables.py.
 LIFETIME = """
-    CASE WHEN lower(s.lifetime) = s.updated_at THEN upper(s.lifetime) - lower(s.lifetime)
-         ELSE make_interval(mins => s.ttl_minutes) END
+    CASE WHEN pg_catalog.lower(s.lifetime) = s.updated_at
+         THEN pg_catalog.upper(s.lifetime) - pg_catalog.lower(s.lifetime)
+         ELSE pg_catalog.make_interval(mins => s.ttl_minutes) END
 """
 
 NEEDS_REFRESH = f"""
     coalesce(
-        s.expires_at < now() + ({LIFETIME}) - least(({LIFETIME}) / 20, interval '1 hour')
-        AND current_setting('transaction_read_only') = 'off',
+        s.expires_at < pg_catalog.now() + ({LIFETIME})
+            - least(({LIFETIME}) / 20::float8, interval '1 hour')
+        AND pg_catalog.current_setting('transaction_read_only') = 'off'::text,
         false)
 """
 """Whether a read should refresh an item's life: when 5 % of its ttl, or an hour, have passed since
@@ -125,12 +127,12 @@ def under(column: str) -> str:
 
 def exactly(column: str) -> str:
     """The condition that a row is in a namespace itself."""
-    return f"{column} = %(prefix)s"
+    return f"{column} = %(prefix)s::text"
 
 
 def below(column: str) -> str:
     """The condition that a row is below a namespace."""
-    return f"{column} ~>=~ %(first)s AND {column} ~<~ %(beyond)s"
+    return f"{column} ~>=~ %(first)s::text AND {column} ~<~ %(beyond)s::text"
 
 
 def span_of(prefix: str) -> dict[str, str]:

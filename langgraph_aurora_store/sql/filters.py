@@ -134,7 +134,9 @@ class _Compiler:
             if any(_is_operator(key) for key in wanted):
                 return _all(self.operator(place, key, wanted[key]) for key in wanted)
             inner = [self.match(self.member(place, key), wanted[key]) for key in wanted]
-            return _all([f"coalesce(jsonb_typeof({place.sql}) = 'object', false)", *inner])
+            return _all(
+                [f"coalesce(pg_catalog.jsonb_typeof({place.sql}) = 'object'::text, false)", *inner]
+            )
         if isinstance(wanted, (list, tuple)) and _holds_mapping(wanted):
             inner = [
                 self.match(_Place(f"({place.sql} -> {i})", f"{place.name}[{i}]", ()), element)
@@ -157,7 +159,7 @@ class _Compiler:
         if (document := _json(place, wanted)) is None:
             return "false"
         if wanted is None:
-            return f"coalesce({place.sql}, 'null') = 'null'"
+            return f"coalesce({place.sql}, 'null'::jsonb) = 'null'::jsonb"
         exactly = f"coalesce({place.sql} = {self.add(document)}::jsonb, false)"
         within = self.contained(place, wanted)
         if within is None:
@@ -172,7 +174,7 @@ class _Compiler:
         if not isinstance(operand, (list, tuple, set, frozenset)):
             raise InvalidFilterError(f"$in and $nin of {place.name!r} take a list, not {operand!r}")
         documents = [document for o in operand if (document := _json(place, o)) is not None]
-        sought = f"coalesce({place.sql}, 'null')" if None in operand else place.sql
+        sought = f"coalesce({place.sql}, 'null'::jsonb)" if None in operand else place.sql
         array = self.add(documents, "b")
         return f"coalesce({sought} = ANY({array}::text[]::jsonb[]), false)"
 
@@ -190,10 +192,11 @@ class _Compiler:
             return "false"
         holds = f"coalesce({place.sql} @> {self.add(document)}::jsonb, false)"
         if not isinstance(operand, str):
-            return f"(coalesce(jsonb_typeof({place.sql}) = 'array', false) AND {holds})"
-        text = f"strpos({place.sql} #>> '{{}}', {self.add(operand)}::text) > 0"
+            is_array = f"pg_catalog.jsonb_typeof({place.sql}) = 'array'::text"
+            return f"(coalesce({is_array}, false) AND {holds})"
+        text = f"pg_catalog.strpos({_text_of(place)}, {self.add(operand)}::text) > 0"
         return (
-            f"CASE jsonb_typeof({place.sql}) WHEN 'array' THEN {holds}"
+            f"CASE pg_catalog.jsonb_typeof({place.sql}) WHEN 'array' THEN {holds}"
             f" WHEN 'string' THEN {text} ELSE false END"
         )
 
@@ -208,7 +211,7 @@ class _Compiler:
 
     def ordered(self, place: _Place, operator: str, operand: object) -> str:
         sign = _COMPARISONS[operator]
-        text = f"({place.sql} #>> '{{}}')"
+        text = _text_of(place)
         if isinstance(operand, str) and is_storable(operand):
             as_text = f'{text} COLLATE "C" {sign} {self.add(operand)}::text'
             number = _number(operand)
@@ -223,13 +226,13 @@ class _Compiler:
             number = self.add(_digits(place, operand))
             as_number = f"{text}::numeric {sign} {number}::numeric"
             pattern = self.add(_NUMBER)
-            as_text = f"CASE WHEN {text} ~ {pattern} THEN {as_number} ELSE false END"
+            as_text = f"CASE WHEN {text} ~ {pattern}::text THEN {as_number} ELSE false END"
         else:
             raise InvalidFilterError(
                 f"{operator} of {place.name!r} takes a number or storable text, not {operand!r}"
             )
         return (
-            f"CASE jsonb_typeof({place.sql}) WHEN 'number' THEN {as_number}"
+            f"CASE pg_catalog.jsonb_typeof({place.sql}) WHEN 'number' THEN {as_number}"
             f" WHEN 'string' THEN {as_text} ELSE false END"
         )
 
@@ -300,9 +303,14 @@ def _holds_mapping(values: Sequence[object]) -> bool:
     )
 
 
+def _text_of(place: _Place) -> str:
+    """The member as text, without the quotation marks of JSON."""
+    return f"({place.sql} OPERATOR(pg_catalog.#>>) '{{}}'::text[])"
+
+
 def _array_of(place: _Place, length: int) -> str:
-    size = f"jsonb_array_length({place.sql}) = {length}"
-    return f"CASE jsonb_typeof({place.sql}) WHEN 'array' THEN {size} ELSE false END"
+    size = f"pg_catalog.jsonb_array_length({place.sql}) = {length}"
+    return f"CASE pg_catalog.jsonb_typeof({place.sql}) WHEN 'array' THEN {size} ELSE false END"
 
 
 def _listed(operator: str, operand: object) -> Sequence[object]:

@@ -37,10 +37,10 @@ WITH to_refresh AS MATERIALIZED (
     SELECT s.prefix, s.key
     FROM {addresses} AS w (prefix, key)
     JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
-    WHERE {to_refresh} AND s.expires_at > now()
+    WHERE {to_refresh} AND s.expires_at > pg_catalog.now()
     FOR NO KEY UPDATE OF s SKIP LOCKED
 )
-UPDATE {store} AS s SET expires_at = now() + ({lifetime})
+UPDATE {store} AS s SET expires_at = pg_catalog.now() + ({lifetime})
 FROM to_refresh WHERE s.prefix = to_refresh.prefix AND s.key = to_refresh.key
 """
 

@@ -43,44 +43,44 @@ WITH RECURSIVE walk (prefix, beginning, steps) AS (
     SELECT NULL::text, %(first)s::text, 0
     UNION ALL
     SELECT n.prefix,
-           CASE WHEN cardinality(string_to_array(n.prefix, '.')) > %(depth)s::int AND {matches}
-                THEN array_to_string((string_to_array(n.prefix, '.'))[:%(depth)s::int], '.') || '/'
-                ELSE n.prefix || E'\\x01' END,
+           CASE WHEN pg_catalog.cardinality(n.labels) > %(depth)s::int AND {matches}
+                THEN pg_catalog.array_to_string(n.labels[:%(depth)s::int], '.') || '/'::text
+                ELSE n.prefix || E'\\x01'::text END,
            w.steps + 1
     FROM walk AS w CROSS JOIN LATERAL (
-        SELECT s.prefix FROM {store} AS s
+        SELECT s.prefix, pg_catalog.string_to_array(s.prefix, '.') AS labels FROM {store} AS s
         WHERE s.prefix ~>=~ w.beginning AND {within} AND {alive}
         ORDER BY s.prefix USING ~<~ LIMIT 1
     ) AS n
     WHERE w.steps <= %(most)s::int
 ),
 found AS (
-    SELECT prefix FROM walk WHERE (SELECT max(steps) FROM walk) <= %(most)s::int
+    SELECT prefix FROM walk WHERE (SELECT pg_catalog.max(steps) FROM walk) <= %(most)s::int
     UNION ALL
     SELECT s.prefix FROM {store} AS s
-    WHERE (SELECT max(steps) FROM walk) > %(most)s::int
+    WHERE (SELECT pg_catalog.max(steps) FROM walk) > %(most)s::int
       AND s.prefix ~>=~ %(first)s::text AND {within} AND {alive}
     {itself}
 )
 SELECT labels FROM (
-    SELECT DISTINCT (string_to_array(n.prefix, '.'))[:%(depth)s::int] AS labels
+    SELECT DISTINCT (pg_catalog.string_to_array(n.prefix, '.'))[:%(depth)s::int] AS labels
     FROM found AS n WHERE n.prefix IS NOT NULL AND {matches}
 ) AS truncated
 ORDER BY labels COLLATE "C" LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 """
 
 # The planner's estimate is of the whole table, which is seldom read: compiling code is wasted.
-PLANNER_SETTINGS = Statement("SELECT set_config('jit', 'off', true)")
+PLANNER_SETTINGS = Statement("SELECT pg_catalog.set_config('jit', 'off', true)")
 
 _ITSELF = """
 UNION ALL (SELECT s.prefix FROM {store} AS s WHERE s.prefix = %(prefix)s::text AND {alive} LIMIT 1)
 """
 
 _COUNT = """
-SELECT count(*) FROM {store} AS s WHERE {under} AND {alive} AND {condition}
+SELECT pg_catalog.count(*) FROM {store} AS s WHERE {under} AND {alive} AND {condition}
 """
 
-_COUNTS = "count(*), count(*) FILTER (WHERE counts)"
+_COUNTS = "pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE counts)"
 
 _DELETE = """
 WITH doomed AS MATERIALIZED (

@@ -41,18 +41,20 @@ _LONGEST_TTL_MINUTES = 2**31 - 1
 _UPSERT = """
 INSERT INTO {store} AS s (prefix, key, value, created_at, updated_at,
                           expires_at, ttl_minutes, lifetime)
-SELECT w.prefix, w.key, w.value::jsonb, now(), now(), w.expires_at,
-       CASE WHEN w.ttl IS NOT NULL THEN greatest(1, ceil(w.ttl)) END::int,
-       CASE WHEN w.ttl <> greatest(1, ceil(w.ttl)) THEN tstzrange(now(), w.expires_at) END
+SELECT w.prefix, w.key, w.value::jsonb, pg_catalog.now(), pg_catalog.now(), w.expires_at,
+       CASE WHEN w.ttl IS NOT NULL THEN greatest(1, pg_catalog.ceil(w.ttl)) END::int,
+       CASE WHEN w.ttl <> greatest(1, pg_catalog.ceil(w.ttl))
+            THEN pg_catalog.tstzrange(pg_catalog.now(), w.expires_at) END
 FROM (
-    SELECT *, now() + ttl * interval '1 minute' AS expires_at
+    SELECT *, pg_catalog.now() + ttl * interval '1 minute' AS expires_at
     FROM {rows}
          WITH ORDINALITY AS u (prefix, key, value, ttl, position)
 ) AS w
 ORDER BY w.position
 ON CONFLICT (prefix, key) DO UPDATE SET
     value = excluded.value,
-    created_at = CASE WHEN s.expires_at <= now() THEN excluded.created_at ELSE s.created_at END,
+    created_at = CASE WHEN s.expires_at <= pg_catalog.now() THEN excluded.created_at
+                      ELSE s.created_at END,
     updated_at = excluded.updated_at,
     expires_at = excluded.expires_at,
     ttl_minutes = excluded.ttl_minutes,
@@ -81,7 +83,8 @@ WHERE v.content_hash = w.digest AND v.hashed_at = v.updated_at
 # Between the first look and this transaction someone else may have written another text's vector.
 # Then the division fails, and everything with it.
 _STILL_KNOWN = """
-SELECT 1 / (count(*) = cardinality(%(prefixes)b::text[]))::int FROM ({known}) AS known
+SELECT 1 / (pg_catalog.count(*) = pg_catalog.cardinality(%(prefixes)b::text[]))::int
+FROM ({known}) AS known
 """
 
 _DELETE_STALE_VECTORS = """
@@ -97,7 +100,8 @@ WHERE v.prefix = w.prefix AND v.key = w.key AND NOT EXISTS (
 _UPSERT_VECTORS = """
 INSERT INTO {vectors} AS v (prefix, key, field_name, embedding, content_hash,
                             hashed_at, created_at, updated_at)
-SELECT w.prefix, w.key, w.field, w.embedding, w.digest, now(), now(), now()
+SELECT w.prefix, w.key, w.field, w.embedding, w.digest,
+       pg_catalog.now(), pg_catalog.now(), pg_catalog.now()
 FROM {embedded} AS w (prefix, key, field, digest, embedding)
 ON CONFLICT (prefix, key, field_name) DO UPDATE SET
     embedding = excluded.embedding,

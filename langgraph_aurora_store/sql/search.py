@@ -35,8 +35,9 @@ LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 # The one plan for all namespaces is the right one for all but the largest: an index on the prefix,
 # a sort, and no worker processes, whose start takes longer than most searches.
 _PLANNER_SETTINGS = """
-SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('jit', 'off', true),
-       set_config('max_parallel_workers_per_gather', '0', true)
+SELECT pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', true),
+       pg_catalog.set_config('jit', 'off', true),
+       pg_catalog.set_config('max_parallel_workers_per_gather', '0', true)
 """
 
 

@@ -15,10 +15,12 @@ _TURN = 0x6C617368
 # move, so it is deleted where it stands.
 _SWEEP = """
 WITH turn AS MATERIALIZED (
-    SELECT pg_try_advisory_xact_lock(%s, to_regclass(%s)::oid::int) AS ours
+    SELECT pg_catalog.pg_try_advisory_xact_lock(
+        %s::int, pg_catalog.to_regclass(%s)::oid::int
+    ) AS ours
 ), expired AS MATERIALIZED (
     SELECT ctid FROM {store}
-    WHERE (SELECT ours FROM turn) AND expires_at <= now()
+    WHERE (SELECT ours FROM turn) AND expires_at <= pg_catalog.now()
     ORDER BY expires_at
     LIMIT %s
     FOR UPDATE SKIP LOCKED

@@ -33,23 +33,25 @@ _IVFFLAT_LISTS = 100  # pgvector's default
 # index scan in inverse proportion to their share of the table: they meet at some root of the
 # table's size. Fewer than that among many are also what a scan finds badly: measured as above, a
 # recall of .9 where 1,000 of 100,000 count, and .7 where 300 do.
-_EXACT_THRESHOLD = "least(greatest(1500, 7 * sqrt(size)), 30000)"
+_EXACT_THRESHOLD = "least(greatest(1500, 7::float8 * pg_catalog.sqrt(size)), 30000)"
 # A table that was never analyzed says -1; some 20 vectors or pointers to vectors fill a page.
 _SIZE = """
-CASE WHEN v.reltuples < 0 THEN 20 * (pg_relation_size(v.oid) / 8192) ELSE v.reltuples END
+CASE WHEN v.reltuples < 0::float4
+     THEN (20 * (pg_catalog.pg_relation_size(v.oid) / 8192))::float8
+     ELSE v.reltuples::float8 END
 """
 
 # How many vectors an item has, on average and with some to spare.
 _VECTORS_PER_ITEM = """
-CASE WHEN v.reltuples > s.reltuples AND s.reltuples > 0
-     THEN 1.5 * v.reltuples / s.reltuples ELSE 1 END
+CASE WHEN v.reltuples > s.reltuples AND s.reltuples > 0::float4
+     THEN 1.5::float8 * v.reltuples::float8 / s.reltuples::float8 ELSE 1 END
 """
 
 # How many vectors to meet.
 _SCAN_WIDTH = """
 greatest(
     %(scan_width)s::int8,
-    {chunk} * ceil(%(needed)s::int8 / {chunk}.0 * {vectors_per_item})::int8
+    {chunk} * pg_catalog.ceil(%(needed)s::float8 / {chunk}::float8 * {vectors_per_item})::int8
 )
 """
 
@@ -73,7 +75,7 @@ WITH estimates AS MATERIALIZED ({estimates}),
 candidates AS MATERIALIZED ({scans}),
 best AS MATERIALIZED (
     SELECT * FROM (
-        SELECT DISTINCT ON (prefix, key) * FROM candidates WHERE distance < 'infinity'
+        SELECT DISTINCT ON (prefix, key) * FROM candidates WHERE distance < 'infinity'::float8
         ORDER BY prefix, key, chunk, distance
     ) AS item
     ORDER BY chunk, distance, prefix COLLATE "C", key COLLATE "C"
@@ -81,13 +83,13 @@ best AS MATERIALIZED (
 )
 SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {to_refresh},
        CASE WHEN estimates.is_small THEN b.distance ELSE least(b.distance, (
-           SELECT min(v.embedding {operator} %(query)b::{type})
+           SELECT pg_catalog.min(v.embedding {operator} %(query)b::{type})
            FROM {vectors} AS v
            WHERE v.prefix = b.prefix AND v.key = b.key AND v.field_name <> b.field_name
              AND {has_direction}
        )) END AS nearest,
        CASE WHEN estimates.is_small THEN NULL
-            WHEN (SELECT count(*) FROM candidates) < estimates.scan_width THEN 0
+            WHEN (SELECT pg_catalog.count(*) FROM candidates) < estimates.scan_width THEN 0
             ELSE estimates.scan_width END,
        estimates.vectors_per_item
 FROM estimates
@@ -99,15 +101,17 @@ _ESTIMATES = """
 SELECT {is_small} AS is_small, vectors_per_item, scan_width, scan_limit
 FROM (
     SELECT exact_threshold::int8, {assume_large} AS assume_large, vectors_per_item, scan_width,
-           least(1.5 * scan_width * greatest(size / exact_threshold, 1), 9e18)::int8 AS scan_limit
-    FROM pg_class AS v CROSS JOIN pg_class AS s
+           least(1.5::float8 * scan_width::float8
+                 * greatest(size / exact_threshold, 1::float8), 9e18::float8)::int8 AS scan_limit
+    FROM pg_catalog.pg_class AS v CROSS JOIN pg_catalog.pg_class AS s
     CROSS JOIN LATERAL (SELECT {size} AS size) AS estimated
     CROSS JOIN LATERAL (
         SELECT {exact_threshold} AS exact_threshold,
                ({vectors_per_item})::float8 AS vectors_per_item
     ) AS decided
     CROSS JOIN LATERAL (SELECT {scan_width} AS scan_width) AS needed
-    WHERE v.oid = '{vectors_name}'::regclass AND s.oid = '{store_name}'::regclass
+    WHERE v.oid = '{vectors_name}'::regclass::oid
+      AND s.oid = '{store_name}'::regclass::oid
     OFFSET 0
 ) AS sizes
 """
@@ -127,12 +131,12 @@ _EXACT_SCAN = """
 (
     SELECT n.prefix, n.key, NULL AS field_name, n.distance, 0::int8 AS chunk
     FROM (
-        SELECT v.prefix, v.key, min(v.embedding {operator} %(query)b::{type}) AS distance
+        SELECT v.prefix, v.key, pg_catalog.min(v.embedding {operator} %(query)b::{type}) AS distance
         FROM {vectors} AS v
         WHERE (SELECT is_small FROM estimates) AND {within} AND {has_direction}
         GROUP BY v.prefix, v.key ORDER BY 3 OFFSET 0
     ) AS n JOIN {store} AS s ON s.prefix = n.prefix AND s.key = n.key
-    WHERE n.distance < 'infinity' AND {alive} AND {condition}
+    WHERE n.distance < 'infinity'::float8 AND {alive} AND {condition}
     ORDER BY n.distance, n.prefix COLLATE "C", n.key COLLATE "C"
     LIMIT %(needed)s::int8
 )
@@ -140,7 +144,7 @@ _EXACT_SCAN = """
 
 _INDEX_SCAN = """
 (
-    SELECT w.*, (rank() OVER (ORDER BY w.distance) - 1) / {chunk} AS chunk
+    SELECT w.*, (pg_catalog.rank() OVER (ORDER BY w.distance) - 1) / {chunk} AS chunk
     FROM (
         SELECT v.*
         FROM (
@@ -166,7 +170,7 @@ _FILTERED_SCAN_LIMIT = "LIMIT (SELECT scan_limit FROM estimates)"
 
 # A vector of zeros is near to nothing. Its cosine distance, even to itself, is NaN, which counts as
 # greater than infinity; the other distances would rank it.
-_HAS_DIRECTION = "v.embedding {cosine} v.embedding < 'infinity'"
+_HAS_DIRECTION = "v.embedding {cosine} v.embedding < 'infinity'::float8"
 
 _PROBE = "SELECT FROM {vectors} AS v WHERE {within}"
 
@@ -174,11 +178,11 @@ _PROBE = "SELECT FROM {vectors} AS v WHERE {within}"
 _EXACT = """
 SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {to_refresh}, b.distance, NULL
 FROM (
-    SELECT v.prefix, v.key, min(v.embedding {operator} %(query)b::{type}) AS distance
+    SELECT v.prefix, v.key, pg_catalog.min(v.embedding {operator} %(query)b::{type}) AS distance
     FROM {vectors} AS v JOIN {store} AS s ON s.prefix = v.prefix AND s.key = v.key
     WHERE {within} AND {within_store} AND {has_direction} AND {alive} AND {condition}
     GROUP BY v.prefix, v.key
-    HAVING min(v.embedding {operator} %(query)b::{type}) < 'infinity'
+    HAVING pg_catalog.min(v.embedding {operator} %(query)b::{type}) < 'infinity'::float8
     ORDER BY 3, v.prefix COLLATE "C", v.key COLLATE "C"
     LIMIT %(limit)s::int8 OFFSET %(offset)s::int8
 ) AS b JOIN {store} AS s ON s.prefix = b.prefix AND s.key = b.key
@@ -210,9 +214,9 @@ def _planner_settings_text(tables: StoreTables) -> str:
     if index.kind == "hnsw" and tables.iterative_scan:
         settings["hnsw.max_scan_tuples"] = "%(scan_tuples)s"
         settings["hnsw.scan_mem_multiplier"] = "'8'"
-    calls = (f"set_config('{name}', {value}, true)" for name, value in settings.items())
+    calls = (f"pg_catalog.set_config('{name}', {value}, true)" for name, value in settings.items())
     # The settings' values are of no use to the caller, so no row is sent.
-    return f"SELECT WHERE concat({', '.join(calls)}) IS NULL"
+    return f"SELECT WHERE pg_catalog.concat({', '.join(calls)}) IS NULL"
 
 
 @by_condition

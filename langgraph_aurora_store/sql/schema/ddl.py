@@ -26,12 +26,18 @@ _HEADER = """\
 # Wherever the extension was installed, its types are found from here on, in this session.
 _SEE_PGVECTOR = """\
 DO $do$ BEGIN
-    PERFORM set_config(
+    PERFORM pg_catalog.set_config(
         'search_path',
-        concat_ws(', ', nullif(current_setting('search_path'), ''), quote_ident(n.nspname)),
+        pg_catalog.concat_ws(
+            ', ',
+            nullif(pg_catalog.current_setting('search_path'), ''::text),
+            pg_catalog.quote_ident(n.nspname)
+        ),
         false
     )
-    FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector';
+    FROM pg_catalog.pg_extension e
+    JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+    WHERE e.extname = 'vector'::name;
 END $do$;"""
 
 _LATER = """\
@@ -41,10 +47,11 @@ _DROP_INVALID = """\
 -- An index that was left invalid by an interrupted build is made again below.
 DO $do$ DECLARE broken regclass; BEGIN
     FOR broken IN
-        SELECT x.indexrelid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+        SELECT x.indexrelid
+        FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
         WHERE NOT x.indisvalid AND x.indrelid IN ({tables}) AND i.relname IN ({indexes})
     LOOP
-        EXECUTE format('DROP INDEX %s', broken);
+        EXECUTE pg_catalog.format('DROP INDEX %s', broken);
     END LOOP;
 END $do$"""
 
@@ -113,7 +120,9 @@ def _indexes(
 
 def _drop_invalid(tables: StoreTables, indexes: list[SchemaObject]) -> str:
     named_tables = dict.fromkeys(regclass_name(tables, part.table) for part in indexes)
-    located = sql.SQL(", ").join(sql.SQL("to_regclass({})").format(it) for it in named_tables)
+    located = sql.SQL(", ").join(
+        sql.SQL("pg_catalog.to_regclass({})").format(it) for it in named_tables
+    )
     named = sql.SQL(", ").join(part.name for part in indexes)
     return _ended(sql.SQL(_DROP_INVALID).format(tables=located, indexes=named))
 

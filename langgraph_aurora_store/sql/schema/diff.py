@@ -116,7 +116,7 @@ def _contents(index: IndexSettings | None, found: DatabaseState) -> Flow[tuple[s
     ]
     counts = index is not None and index.kind == "ivfflat" and not found.embedding_indexes
     if counts and VECTORS in found.tables:
-        queries.append(sql.SQL("SELECT count(*) FROM {}").format(names.table(VECTORS)))
+        queries.append(sql.SQL("SELECT pg_catalog.count(*) FROM {}").format(names.table(VECTORS)))
     if not queries:
         return set(), 0
     replies = yield Transaction(tuple(Statement(as_text(query)) for query in queries))

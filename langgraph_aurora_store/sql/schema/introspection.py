@@ -23,45 +23,46 @@ VERSIONS = (STORE_VERSIONS, VECTOR_VERSIONS, OUR_VERSIONS)
 # Without a schema of its own the store lives where the search path finds its table, or else
 # where the search path would create it.
 _PLACE = """
-SELECT current_database()::text, current_user::text,
-       home.name, to_regnamespace(quote_ident(home.name)) IS NOT NULL,
-       (SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), true)
-        FROM pg_class WHERE oid = to_regclass(%s)),
-       (SELECT coalesce(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'DELETE'),
-                        false)
-        FROM to_regclass(%s) AS embeddings (oid)),
-       (SELECT coalesce(bool_and(has_table_privilege(oid, needed)), false)
-        FROM to_regclass(%s) AS marks (oid),
-             unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed),
+SELECT pg_catalog.current_database()::text, current_user::text,
+       home.name, pg_catalog.to_regnamespace(pg_catalog.quote_ident(home.name)) IS NOT NULL,
+       (SELECT coalesce(pg_catalog.bool_and(pg_catalog.pg_has_role(relowner, 'USAGE')), true)
+        FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s)::oid),
+       (SELECT coalesce(pg_catalog.has_table_privilege(oid, 'SELECT')
+                        AND pg_catalog.has_table_privilege(oid, 'DELETE'), false)
+        FROM pg_catalog.to_regclass(%s) AS embeddings (oid)),
+       (SELECT coalesce(pg_catalog.bool_and(pg_catalog.has_table_privilege(oid, needed)), false)
+        FROM pg_catalog.to_regclass(%s) AS marks (oid),
+             pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed),
        e.extversion, n.nspname::text
 FROM coalesce(
     %s::text,
-    (SELECT s.nspname::text FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
-     WHERE c.oid = to_regclass(%s)),
-    current_schema()::text
+    (SELECT s.nspname::text
+     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+     WHERE c.oid = pg_catalog.to_regclass(%s)::oid),
+    pg_catalog.current_schema()::text
 ) AS home (name)
-LEFT JOIN pg_extension e ON e.extname = 'vector'
-LEFT JOIN pg_namespace n ON n.oid = e.extnamespace
+LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector'::name
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 """
 
 _COLUMNS = """
 SELECT c.relname::text, a.attname::text, t.typname::text, a.atttypmod
-FROM unnest(%s::text[]) AS asked (name)
-JOIN pg_class c ON c.oid = to_regclass(asked.name)
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_type t ON t.oid = a.atttypid
+FROM pg_catalog.unnest(%s::text[]) AS asked (name)
+JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(asked.name)::oid
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 """
 
 _INDEXES = """
 SELECT i.relname::text, x.indisvalid AND x.indisready, m.amname::text, o.opcname::text,
        t.relname::text, a.attname::text, i.reloptions::text[]
-FROM unnest(%s::text[]) AS asked (name)
-JOIN pg_class t ON t.oid = to_regclass(asked.name)
-JOIN pg_index x ON x.indrelid = t.oid
-JOIN pg_class i ON i.oid = x.indexrelid
-JOIN pg_am m ON m.oid = i.relam
-JOIN pg_opclass o ON o.oid = x.indclass[0]
-LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
+FROM pg_catalog.unnest(%s::text[]) AS asked (name)
+JOIN pg_catalog.pg_class t ON t.oid = pg_catalog.to_regclass(asked.name)::oid
+JOIN pg_catalog.pg_index x ON x.indrelid = t.oid
+JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_am m ON m.oid = i.relam
+JOIN pg_catalog.pg_opclass o ON o.oid = x.indclass[0]
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
 """
 
 

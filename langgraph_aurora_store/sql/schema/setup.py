@@ -62,11 +62,12 @@ _WAYS_OUT: dict[type[psycopg.Error], str] = {
 }
 # Limits that a role or a database may carry by default; transaction_timeout is PostgreSQL 17's.
 _LIMITS = """
-SELECT name, setting FROM pg_settings
-WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout') AND setting <> '0'
+SELECT name, setting FROM pg_catalog.pg_settings
+WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout') AND setting <> '0'::text
 """
 _SET = """
-SELECT set_config(name, setting, false) FROM unnest(%s::text[], %s::text[]) AS x (name, setting)
+SELECT pg_catalog.set_config(name, setting, false)
+FROM unnest(%s::text[], %s::text[]) AS x (name, setting)
 """
 
 
@@ -103,7 +104,7 @@ def _converge(look: Look) -> Flow[SchemaDiff]:
     todo = yield from look()
     while todo:
         key = _lock_key(todo.found)
-        unlock = Statement("SELECT pg_advisory_unlock(%s)", (key,))
+        unlock = Statement("SELECT pg_catalog.pg_advisory_unlock(%s)", (key,))
         done = yield from _cleaned_up(unlock, _in_turn(look, key, unlock))
         if done is not None:
             return done
@@ -116,7 +117,7 @@ def _converge(look: Look) -> Flow[SchemaDiff]:
 
 def _in_turn(look: Look, key: int, unlock: Statement) -> Flow[SchemaDiff | None]:
     """Do all there is to do, or nothing where another process is at it."""
-    ((locked,),) = yield Autocommit(Statement("SELECT pg_try_advisory_lock(%s)", (key,)))
+    ((locked,),) = yield Autocommit(Statement("SELECT pg_catalog.pg_try_advisory_lock(%s)", (key,)))
     if not locked:
         return None
     done = yield from _make_all(look)
@@ -173,7 +174,7 @@ def _install_pgvector(found: DatabaseState) -> Flow[None]:
 
 def _in_one_transaction(statements: list[Statement]) -> Flow[None]:
     if statements:
-        limit = Statement("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
+        limit = Statement("SELECT pg_catalog.set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
         yield Transaction((limit, *statements), writes=True)
 
 

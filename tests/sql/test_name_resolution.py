@@ -1,0 +1,196 @@
+"""No object of another role takes part in a statement, whatever lies on the search path.
+
+PostgreSQL takes an operator or function of any schema of the search path, if its argument types fit
+better than those of pg_catalog's. So each name is qualified, or meets operands of the very types of
+pg_catalog's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pglast
+import psycopg
+import pytest
+from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, PutOp, SearchOp
+from pglast import ast, enums
+from pglast.visitors import Visitor
+
+from langgraph_aurora_store.config import IndexSettings
+from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.sql.flow import Autocommit, Flow, Statement, Step, Transaction
+from langgraph_aurora_store.sql.namespaces import count_under, delete_under
+from langgraph_aurora_store.sql.schema.ddl import ddl
+from langgraph_aurora_store.sql.schema.introspection import inspect
+from langgraph_aurora_store.sql.schema.setup import setup
+from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.ttl import sweep
+from tests.support.flow_runner import drive
+from tests.support.sql_session import DIMS, Engine, embed, made
+
+FILTERS: list[dict[str, Any]] = [
+    {"text": "tea"},
+    {"n": {"$eq": 1, "$ne": 2, "$gt": 0, "$gte": 0, "$lt": 9, "$lte": 9}},
+    {"text": {"$gt": "a", "$lte": "z"}},
+    {"a.b": None, "tags": ["x", {"y": 1}]},
+    {"n": {"$in": [1, None, "x"], "$nin": [7], "$exists": True}},
+    {"tags": {"$contains": "x"}, "meta": {"$contains": [{"k": 1}]}},
+    {"meta": {"k": {"$not": {"$gt": 3}}}},
+    {"$or": [{"n": 1}, {"$and": [{"n": 2}, {"$not": {"n": 3}}]}]},
+]
+TYPES = (
+    *("text", "varchar", "name", '"char"', "bool", "jsonb", "json", "bytea", "uuid"),
+    *("int2", "int4", "int8", "float4", "float8", "numeric", "oid", "regclass"),
+    *("timestamptz", "timestamp", "interval", "tstzrange", "text[]", "jsonb[]", "int4[]", "tid"),
+    *("vector", "halfvec"),
+)
+OPERATORS = (
+    *("=", "<>", "<", "<=", ">", ">=", "+", "-", "*", "/", "||", "~", "@>", "->", "#>>"),
+    *("~>=~", "~<~", "<=>", "<->", "<#>"),
+)
+FUNCTIONS = ("lower(tstzrange)", "upper(tstzrange)", "min(float8)", "unnest(text[])")
+FUNCTIONS += ("cardinality(text[])", "array_to_string(text[], text)", "ceil(float8)")
+
+
+@pytest.fixture(scope="module", params=["hnsw", "ivfflat", "flat"])
+def session(aurora: LocalAurora, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A store's tables in a database of their own."""
+    index = IndexSettings(dims=DIMS, fields=("text",), kind=request.param, distance="l2")
+    with made(aurora, "name_resolution", index) as made_session:
+        # As a store knows it once it has looked at the database.
+        yield made_session.with_tables(pgvector_schema="public")
+
+
+def use_all(session: Engine) -> list[Step]:
+    """Perform every kind of operation, and return the steps that it took."""
+    namespace, steps = ("users", "ada"), []
+    values = [{"text": f"tea {n}", "n": n, "tags": ["x"], "meta": {"k": n}} for n in range(5)]
+    puts = [PutOp(namespace, f"k{n}", value, ttl=1.5) for n, value in enumerate(values)]
+    prefix = MatchCondition("prefix", ("users", "*"))
+    batches: list[list[Any]] = [
+        puts,
+        [*puts[:2], PutOp(namespace, "k4", None), PutOp(namespace, "k3", {"text": "coffee"})],
+        [GetOp(namespace, "k1"), ListNamespacesOp(), ListNamespacesOp((prefix,), max_depth=1)],
+        [SearchOp(()), SearchOp(namespace, query="tea"), SearchOp((), query="tea", limit=50)],
+        [SearchOp(namespace, filter=each) for each in FILTERS],
+        [SearchOp(namespace, filter=each, query="tea") for each in FILTERS],
+    ]
+    for batch in batches:
+        session.run(*batch)
+        steps += session.steps
+    session.sql("UPDATE store SET expires_at = now() + interval '1 second' WHERE key = 'k1'")
+    session.run(GetOp(namespace, "k1", refresh_ttl=True))
+    steps += session.steps
+    flows: list[Flow[Any]] = [
+        count_under(namespace, session.tables, FILTERS[1]),
+        sweep(session.tables),
+        inspect(session.tables),
+        setup(session.tables),
+        delete_under(namespace, session.tables),
+    ]
+    for flow in flows:
+        drive(flow, session.connection, embed, steps)
+    return steps
+
+
+def statements(steps: list[Step]) -> set[str]:
+    """The texts of all statements, as the server gets them."""
+    found: list[Statement] = []
+    for step in steps:
+        found += step.statements if isinstance(step, Transaction) else ()
+        found += [step.statement] if isinstance(step, Autocommit) else ()
+    return {as_sent(str(it.sql)) for it in found}
+
+
+def as_sent(text: str) -> str:
+    """A statement with the server's kind of parameters in place of psycopg's."""
+    return re.sub(r"%(\(\w+\))?[sbt]", "$1", text).replace("%%", "%")
+
+
+class Unqualified(Visitor):
+    """Collects names that another schema of the search path could supply."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def visit_FuncCall(self, _: Any, node: ast.FuncCall) -> None:  # noqa: N802 - pglast's name
+        names = [part.sval for part in node.funcname]
+        is_in_rows = names == ["unnest"] and len(node.args or ()) > 1
+        # The parser itself qualifies an unnest of several arrays in FROM.
+        if len(names) == 1 and not is_in_rows:
+            self.found.append(f"function {names[0]}")
+
+    def visit_RangeVar(self, _: Any, node: ast.RangeVar) -> None:  # noqa: N802 - pglast's name
+        if node.relname.startswith("pg_") and node.schemaname != "pg_catalog":
+            self.found.append(f"relation {node.relname}")
+
+    def visit_A_Expr(self, _: Any, node: ast.A_Expr) -> None:  # noqa: N802 - pglast's name
+        if len(node.name) > 1 or node.kind == enums.A_Expr_Kind.AEXPR_NULLIF:
+            return
+        for operand in (node.lexpr, node.rexpr):
+            if isinstance(operand, ast.ParamRef) or is_bare_text(operand):
+                self.found.append(f"operator {node.name[0].sval} of an operand without a type")
+
+
+def is_bare_text(node: object) -> bool:
+    return isinstance(node, ast.A_Const) and isinstance(node.val, ast.String)
+
+
+def test_every_name_is_qualified_or_has_operands_of_known_types(session: Engine) -> None:
+    """Of all statements that the operations are made of."""
+    texts = statements(use_all(session))
+    assert len(texts) > 25
+    unqualified = {}
+    for text in texts:
+        visitor = Unqualified()
+        visitor(pglast.parse_sql(text))
+        if visitor.found:
+            unqualified[text] = visitor.found
+    assert unqualified == {}
+
+
+def test_the_script_for_administrators_qualifies_its_names() -> None:
+    """It runs with more rights than the store's own statements."""
+    script = ddl(StoreTables(index=IndexSettings(dims=DIMS), schema="memories"), role="app")
+    calls = re.findall(r"(?<![\w.])([a-z_]+)\(", re.sub(r"--.*|'[^']*'", "", script))
+    allowed = {"nullif", "vector", "prefix", "expires_at", "embedding"}
+    assert set(calls) - allowed == set()
+
+
+@pytest.fixture
+def traps(session: Engine, aurora: LocalAurora) -> Iterator[None]:
+    """Operators and functions of another role in a schema of the search path, for all types."""
+    dsn = psycopg.conninfo.make_conninfo(aurora.admin_dsn_for("name_resolution"))
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute("CREATE ROLE mallory")
+        admin.execute("CREATE SCHEMA traps AUTHORIZATION mallory")
+        admin.execute("GRANT USAGE ON SCHEMA traps TO PUBLIC")
+        admin.execute("SET ROLE mallory; SET search_path = traps, public")
+        admin.execute("\n".join(trap_statements()))
+        session.sql('SET search_path = "$user", traps, public')
+        yield
+        session.sql("RESET search_path")
+        admin.execute("RESET ROLE; SET client_min_messages = error")
+        admin.execute("DROP SCHEMA traps CASCADE; DROP ROLE mallory")
+
+
+def trap_statements() -> Iterator[str]:
+    """What the other role runs: whoever uses one of these gets an error."""
+    body = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught in a trap'; END $$;"
+    for left, right in product(TYPES, TYPES):
+        yield f"CREATE FUNCTION trap({left}, {right}) RETURNS bool {body}"
+        for operator in OPERATORS:
+            arguments = f"LEFTARG = {left}, RIGHTARG = {right}"
+            yield f"CREATE OPERATOR {operator} (FUNCTION = trap, {arguments});"
+    for function in FUNCTIONS:
+        yield f"CREATE FUNCTION {function} RETURNS float8 {body}"
+
+
+def test_an_operator_of_another_role_is_never_called(session: Engine, traps: None) -> None:
+    """There is one for each pair of types, ahead of the store's schema on the search path."""
+    with pytest.raises(psycopg.errors.RaiseException, match="caught in a trap"):
+        session.sql("SELECT '{}'::jsonb #>> '{}'")
+    use_all(session)
