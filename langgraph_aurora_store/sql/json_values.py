@@ -33,8 +33,10 @@ def to_json(value: object, namespace: tuple[str, ...], key: str) -> str:
     """Serialise what ``put`` was given.
 
     Mappings of any kind (as objects), tuples (as arrays), integers of any size and subclasses of
-    JSON's types are accepted, at every level. A float from 1e16 on comes back as an integer of
-    the digits that Python writes for it: jsonb keeps numbers in decimal and writes no exponents.
+    JSON's types are accepted, at every level. Keys that are numbers, booleans or ``None`` become
+    text, as in ``json.dumps``; two that become the same text are refused. A float from 1e16 on
+    comes back as an integer of the digits that Python writes for it: jsonb keeps numbers in decimal
+    and writes no exponents.
 
     Raises:
         InvalidItemError: for anything else, naming namespace, key and field.
@@ -96,7 +98,7 @@ def _fault(document: object) -> tuple[str | None, str] | None:
 
 def _members(value: Container, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
-        return ((f"{path}.{name}" if path else name, inner) for name, inner in value.items())
+        return ((f"{path}.{name}" if path else str(name), inner) for name, inner in value.items())
     return ((f"{path}[{position}]", inner) for position, inner in enumerate(value))
 
 
@@ -116,9 +118,28 @@ def _reason(value: object) -> str | None:
 
 
 def _reason_of_names(names: Iterable[object]) -> str | None:
+    as_stored: set[str] = set()
     for name in names:
-        if not isinstance(name, str):
-            return f"keys must be text, not {type(name).__name__}"
-        if not is_storable(name):
+        if name is not None and not isinstance(name, str | int | float):
+            return f"keys must be text, numbers, booleans or None, not {type(name).__name__}"
+        if isinstance(name, float) and not math.isfinite(name):
+            return "JSON has no NaN and no infinity, as a key neither"
+        try:
+            text = json_key(name)
+        except ValueError:
+            return "a key is an integer of too many digits"
+        if not is_storable(text):
             return "a key holds a NUL character or a lone surrogate"
+        if text in as_stored:
+            return f"two keys are the same text in JSON: {_brief.repr(text)}"
+        as_stored.add(text)
     return None
+
+
+def json_key(name: object) -> str:
+    """The text that JSON writes for a key: ``1`` becomes ``"1"``, ``True`` ``"true"``."""
+    if isinstance(name, str):
+        return name
+    if isinstance(name, float):
+        return float.__repr__(name)
+    return json.dumps(name)

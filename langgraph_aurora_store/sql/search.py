@@ -85,16 +85,15 @@ def parse(position: int, op: SearchOp, tables: StoreTables) -> Search:
     """Check one operation, whose page is one.
 
     Raises:
-        ConfigurationError: for a query in a store without an index, or one that is no text.
+        ConfigurationError: for a query that is no text.
         InvalidFilterError: for a filter that means nothing.
     """
     if not isinstance(op.query, str | None):
         raise ConfigurationError(f"query= is a text, not one of type {type(op.query).__name__}")
     query = op.query if op.query and not op.query.isspace() and op.limit else None
-    if query is not None and tables.index is None:
-        raise ConfigurationError(
-            "query= searches by meaning, and this store has no index: make it with"
-            " index={'embed': ..., 'dims': ...}, or search without query="
+    if tables.index is None:
+        query = (
+            None  # as the parent and InMemoryStore: LangMem and LangGraph Server always send one
         )
     prefix = prefix_of(op.namespace_prefix)
     return Search(position, op, prefix, compile_filter(op.filter), query)

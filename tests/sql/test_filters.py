@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -355,8 +356,10 @@ def test_a_filter_that_holds_itself_is_refused() -> None:
         {"a": [{"b": i} for i in range(40_000)]},
         {str(i): i for i in range(40_000)},
         {"$and": [{"a." + ".".join("b" * 50): i} for i in range(900)]},
+        {"a": {"$in": list(range(200_000))}},
+        {"$or": [{"a": {"$nin": list(range(2_000))}} for _ in range(60)]},
     ],
-    ids=["or", "empty", "and", "list", "fields", "dots"],
+    ids=["or", "empty", "and", "list", "fields", "dots", "in", "nin"],
 )
 def test_a_filter_of_more_parts_than_the_server_bears_is_refused(filter_: Any) -> None:
     """With the number, instead of minutes of the server's time or an error of the protocol's."""
@@ -408,3 +411,16 @@ def test_dotted_keys_nested_in_dotted_keys_are_bounded() -> None:
     with pytest.raises(InvalidFilterError, match="nested too deeply"):
         compile_filter(wanted)
     assert compile_filter({"a.b": {"c.d": 1}}).sql
+
+
+def test_the_values_of_in_are_read_once_for_all_items(connection: psycopg.Connection) -> None:
+    """A hashed subquery, whatever the number of items: read for each, 40,000 took .2 s an item."""
+    condition = compile_filter({"a": {"$in": list(range(40_000))}})
+    query = f"""
+        EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF)
+        SELECT FROM (SELECT jsonb_build_object('a', n) AS value FROM generate_series(1, 500) n) AS s
+        WHERE {condition.sql}
+    """
+    plan = "\n".join(row[0] for row in connection.execute(query, condition.params))
+    assert "hashed SubPlan" in plan
+    assert re.search(r"ProjectSet \(actual rows=40000(\.00)? loops=1\)", plan), plan

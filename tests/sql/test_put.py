@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import random
+import re
 import sys
 import threading
 from collections import UserDict
@@ -863,3 +864,47 @@ def test_tables_in_a_schema_with_any_name_work(aurora: LocalAurora) -> None:
         assert odd.run(ListNamespacesOp(max_depth=1)) == [[("n",)]]
         assert drive(delete_under(("n",), odd.tables), odd.connection) == 1
         assert engine.get("k") is None
+
+
+# keys inside a value
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ({"ratings": {1: "good"}}, {"ratings": {"1": "good"}}),
+        (
+            {1: {2.5: [{True: "yes", None: "none"}]}},
+            {"1": {"2.5": [{"true": "yes", "null": "none"}]}},
+        ),
+        ({-1: 0, 10**30: 1}, {"-1": 0, str(10**30): 1}),
+    ],
+)
+def test_keys_that_json_can_write_are_stored_as_json_writes_them(
+    engine: Engine, value: dict[Any, Any], stored: dict[str, Any]
+) -> None:
+    """As by the parent: everything that takes one store takes the other."""
+    engine.put("k", value)
+    found = engine.get("k")
+    assert found is not None
+    assert found.value == stored
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({"a": {1: "x", "1": "y"}}, "'a'"),
+        ({True: 1, "true": 2}, "'$'"),
+        ({"a": {math.nan: 1}}, "'a'"),
+        ({"a": {10**5000: 1}}, "'a'"),
+        ({"a": {(1, 2): 1}}, "'a'"),
+        ({"a": {b"x": 1}}, "'a'"),
+    ],
+)
+def test_keys_that_json_cannot_tell_apart_or_write_are_refused(
+    engine: Engine, value: dict[Any, Any], field: str
+) -> None:
+    """The parent keeps the last of two alike, in silence."""
+    with pytest.raises(InvalidItemError, match=f"field {re.escape(field)}"):
+        engine.put("k", value)
+    assert engine.get("k") is None

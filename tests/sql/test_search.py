@@ -539,10 +539,13 @@ def test_a_search_filters_with_and_without_a_query(engine: Engine) -> None:
         assert sorted(keys(engine.search("n", query=query, filter=wanted))) == ["k11", "k9"]
 
 
-def test_a_query_without_an_index_says_so(engine: Engine) -> None:
-    """Nothing could be searched by meaning, and nothing else was asked for."""
-    with pytest.raises(ConfigurationError, match="index="):
-        engine.with_tables(index=None).search("n", query="x")
+def test_a_query_without_an_index_is_ignored(engine: Engine) -> None:
+    """As by the parent and InMemoryStore, which LangMem and LangGraph Server send one to."""
+    without = engine.with_tables(index=None)
+    for key in ("a", "b", "c"):
+        without.put(key, {"text": key})
+    assert keys(without.search("n", query="a")) == keys(without.search("n")) == ["c", "b", "a"]
+    assert [item.score for item in without.search("n", query="a")] == [None, None, None]
 
 
 def test_a_query_that_is_no_text_is_refused(engine: Engine) -> None:

@@ -21,6 +21,7 @@ from langgraph.store.base import (
     SearchItem,
     SearchOp,
 )
+from langgraph.store.memory import InMemoryStore
 from langgraph.store.postgres import PostgresStore
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
@@ -722,11 +723,19 @@ async def test_the_parent_reads_what_we_wrote_and_we_what_it_wrote(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_query_without_an_index_says_so(kind: str, aurora: LocalAurora) -> None:
-    """Rather than returning the newest items as if they were the nearest."""
+async def test_a_query_without_an_index_is_ignored(
+    kind: str, aurora: LocalAurora, sql: psycopg.Connection
+) -> None:
+    """As by InMemoryStore and the parent: frameworks send a query to every store they are given."""
+    memory = InMemoryStore()
     async with opened(kind, aurora, DATABASE) as store:
-        with pytest.raises(ConfigurationError, match="index="):
-            await store.search(("a",), query="tea")
+        for key in ("one", "two"):
+            await store.put(("ignored",), key, {"text": key})
+            memory.put(("ignored",), key, {"text": key})
+        found = await store.search(("ignored",), query="one")
+        await store.delete_namespace(("ignored",))
+    assert {item.key for item in found} == {"one", "two"}
+    assert {item.key for item in memory.search(("ignored",), query="one")} == {"one", "two"}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *PIPELINE_KINDS])

@@ -18,9 +18,6 @@ LEFT_OUT = {
     "test_omit_expired_disabled_preserves_expired_rows": (
         "asserts the defect that expired items are returned until something sweeps them"
     ),
-    "test_store_ttl": (
-        "searches with query= in a store without an index, which we refuse instead of ignoring it"
-    ),
     "test_omit_expired_refresh_ttl_only_refreshes_live_rows": (
         "expects a write for a read that follows the put at once; we renew when 5 % of the ttl"
         " have passed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from psycopg import sql
@@ -89,7 +90,7 @@ def ddl(tables: StoreTables, *, role: str | None = None, concurrently: bool = Tr
         *(_ended(part.create(names)) for part in wanted if part.kind != "index"),
         *_indexes(tables, indexes, names, concurrently=concurrently),
         _grants(tables, [part.table for part in wanted if part.kind == "table"], names, role),
-        _OPTIONAL.format(store=names.table(STORE).as_string()),
+        _commented(_OPTIONAL.format(store=names.table(STORE).as_string())),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -113,7 +114,7 @@ def _indexes(
     for part in indexes:
         statement = _ended(part.create(names, concurrently=concurrently))
         if index and part.name == EMBEDDING_INDEX and not indexed:
-            statement = f"{_LATER.format(fewest_vectors(index, 0))}\n-- {statement}"
+            statement = f"{_LATER.format(fewest_vectors(index, 0))}\n{_commented(statement)}"
         yield statement
     yield from map(_ended, recording(names, records(index, indexed=indexed)))
 
@@ -136,10 +137,16 @@ def _grants(tables: StoreTables, table_names: list[str], names: Names, role: str
         rights = "SELECT" if table in VERSIONS else "SELECT, INSERT, UPDATE, DELETE"
         grants.append(sql.SQL(rights + " ON {}").format(names.table(table)))
     if role is None:
-        lines = [f"-- GRANT {grant.as_string()} TO the_store_s_role;" for grant in grants]
+        lines = [_commented(f"GRANT {it.as_string()} TO the_store_s_role;") for it in grants]
         return "\n".join(["-- What the store's role needs, unless it owns the tables:", *lines])
     grantee = sql.Identifier(role).as_string()
     return "\n".join(f"GRANT {grant.as_string()} TO {grantee};" for grant in grants)
+
+
+def _commented(text: str) -> str:
+    """Text as comments, each line of it: a line break in a name would end a comment of one line."""
+    lines = re.split(r"\r\n|\r|\n", text)
+    return "\n".join(line if line.startswith("--") else f"-- {line}" for line in lines)
 
 
 def _ended(statement: sql.Composable) -> str:

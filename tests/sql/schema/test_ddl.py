@@ -1,5 +1,6 @@
 """ddl(): the script for an administrator, run by psql as an administrator would."""
 
+import re
 import shutil
 import subprocess
 
@@ -180,3 +181,20 @@ def test_the_statement_of_a_deferred_index_can_be_run(database, admin):
     (line,) = [it for it in script.splitlines() if it.startswith("-- CREATE INDEX")]
     admin.execute(line.removeprefix("-- "))
     assert "lists='7'" in index_definition(admin, "store_vectors_embedding_idx")
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivfflat"])
+def test_a_line_break_in_a_name_leaves_no_comment(break_: str, kind: str) -> None:
+    """A comment of one line would end at it, and an administrator would run what follows."""
+    evil = f"a{break_}DROP TABLE audit;"
+    tables = StoreTables(schema=evil, index=IndexSettings(dims=3, kind=kind))
+    for role in (None, evil):
+        script = ddl(tables, role=role)
+        outside = re.sub(
+            r'"(?:[^"]|"")*"',
+            "",
+            "\n".join(line for line in re.split(r"[\r\n]", script) if not line.startswith("--")),
+        )
+        assert "audit" not in re.sub(r"'[^']*'", "", outside)
+        assert "CREATE SCHEMA IF NOT EXISTS" in outside
