@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 from langgraph.store.base import tokenize_path
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.validation import check, within
+from langgraph_aurora_store.validation import brief, check, within
 
 Distance: TypeAlias = Literal["cosine", "l2", "inner_product"]
 VectorType: TypeAlias = Literal["vector", "halfvec"]
@@ -112,7 +112,7 @@ class IndexSettings:
         _known_keys("index=", own, _INDEX_KEYS)
         ann = index.get("ann_index_config") or {}
         if not isinstance(ann, Mapping):
-            raise ConfigurationError(f"ann_index_config is a mapping, not {ann!r}")
+            raise ConfigurationError(f"ann_index_config is a mapping, not {brief(ann)}")
         _known_keys("ann_index_config", ann, _ANN_KEYS)
         kind: IndexKind = _one_of("kind", ann.get("kind", "hnsw"), get_args(IndexKind))
         size = _dims(index.get("dims"), dims)
@@ -152,7 +152,7 @@ class TtlSettings:
         _known_keys("ttl=", ttl, _TTL_KEYS)
         for name in ("refresh_on_read", "omit_expired"):
             if not isinstance(ttl.get(name, True), bool):
-                raise ConfigurationError(f"{name} is True or False, not {ttl[name]!r}")
+                raise ConfigurationError(f"{name} is True or False, not {brief(ttl[name])}")
         return cls(
             refresh_on_read=bool(ttl.get("refresh_on_read", True)),
             default_ttl=_minutes("default_ttl", ttl.get("default_ttl")),
@@ -170,7 +170,7 @@ def _known_keys(where: str, given: Iterable[object], known: tuple[str, ...]) -> 
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigurationError(
-                f"{where} has an unknown key {key!r}{hint} (known: {', '.join(known)})"
+                f"{where} has an unknown key {brief(key)}{hint} (known: {', '.join(known)})"
             )
 
 
@@ -178,7 +178,7 @@ def _one_of(name: str, value: object, choices: tuple[_Choice, ...]) -> _Choice:
     for choice in choices:
         if value == choice:
             return choice
-    raise ConfigurationError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+    raise ConfigurationError(f"{name} is one of {', '.join(choices)}, not {brief(value)}")
 
 
 def _dims(configured: object, of_model: int | None) -> int:
@@ -198,13 +198,13 @@ def _dims(configured: object, of_model: int | None) -> int:
 def _fields(fields: object) -> tuple[str, ...]:
     paths = (fields,) if isinstance(fields, str) else fields or ("$",)
     if not isinstance(paths, list | tuple):
-        raise ConfigurationError(f"fields is a path or a list of paths, not {fields!r}")
+        raise ConfigurationError(f"fields is a path or a list of paths, not {brief(fields)}")
     for path in paths:
         if not isinstance(path, str) or not path.strip():
-            raise ConfigurationError(f"fields holds a path that is not text: {path!r}")
+            raise ConfigurationError(f"fields holds a path that is not text: {brief(path)}")
         if not is_path(path):
             raise ConfigurationError(
-                f"fields holds a path whose brackets mean nothing: {path!r}; {PATH_RULE}"
+                f"fields holds a path whose brackets mean nothing: {brief(path)}; {PATH_RULE}"
             )
     return tuple(dict.fromkeys(paths))
 
@@ -227,7 +227,7 @@ def _build_parameters(kind: IndexKind, ann: Mapping[str, object]) -> dict[str, i
         if (value := ann.get(key)) is None:
             continue
         if key not in _BUILD_KEYS[kind]:
-            raise ConfigurationError(f"{key!r} has no meaning for an index of kind {kind!r}")
+            raise ConfigurationError(f"{brief(key)} has no meaning for an index of kind {kind!r}")
         name = "lists" if key == "nlist" else key
         if given.setdefault(name, within(key, value, *_BUILD_RANGES[name])) != value:
             raise ConfigurationError("'lists' and 'nlist' are one setting; pass one of them")
@@ -241,7 +241,7 @@ def _minutes(name: str, value: object) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < cast("float", value) <= longest:
         raise ConfigurationError(
-            f"{name} is a positive number of minutes or None, not {value!r}; {longest} at most"
+            f"{name} is a positive number of minutes or None, not {brief(value)}; {longest} at most"
         )
     return float(cast("float", value))
 

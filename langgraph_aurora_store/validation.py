@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,10 @@ _LONGEST_IDENTIFIER = 63
 IDENTIFIER_RULE = "1 to 63 letters, digits and single hyphens, the first a letter"
 _CLUSTER_IDENTIFIER = r"(?=.{1,63}$)[A-Za-z](?:-?[A-Za-z0-9])*"
 _REGION = r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}"
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 200
+_brief.maxtuple = 20
 
 
 class _Wanted(NamedTuple):
@@ -200,3 +205,8 @@ def _shown(value: object, wanted: _Wanted) -> str:
         return f"= of type {type(value).__name__}"
     text = repr(value)
     return f"={text[:60]}..." if len(text) > 80 else f"={text}"
+
+
+def brief(value: object) -> str:
+    """A value as messages show it, with what is too long to read left out."""
+    return _brief.repr(value)

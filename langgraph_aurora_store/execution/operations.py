@@ -35,11 +35,10 @@ from langgraph_aurora_store.execution.pgvector_types import TypeRegistry
 from langgraph_aurora_store.execution.retry import RetrySettings
 from langgraph_aurora_store.sql.batch import Prepared, complete, prepare, run, split, validate
 from langgraph_aurora_store.sql.flow import Embed, Flow, Label
-from langgraph_aurora_store.sql.json_values import brief
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
-from langgraph_aurora_store.validation import check
+from langgraph_aurora_store.validation import brief, check
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from langgraph.store.base import Op, PutOp
 
 from langgraph_aurora_store.errors import AuroraStoreError, RetriesExhaustedError
-from langgraph_aurora_store.sql.json_values import brief
+from langgraph_aurora_store.validation import brief
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.lost_writes")

@@ -8,6 +8,7 @@ from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, Search
 
 from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.sql.json_values import at, is_storable
+from langgraph_aurora_store.validation import brief
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.sql.tables import StoreTables
@@ -61,11 +62,12 @@ def prefix_of(namespace: Namespace) -> str:
             tuple, which would be one of its letters.
     """
     if isinstance(namespace, str):
-        raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {namespace!r}")
+        raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {brief(namespace)}")
     prefix = ".".join(namespace)
     if not is_storable(prefix):
         raise InvalidNamespaceError(
-            f"Namespace labels cannot contain NUL characters or lone surrogates. Got {namespace!r}"
+            "Namespace labels cannot contain NUL characters or lone surrogates. Got"
+            f" {brief(namespace)}"
         )
     return prefix
 
@@ -103,7 +105,7 @@ def check_page(limit: object, offset: object) -> None:
     """
     for name, value in (("limit", limit), ("offset", offset)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigurationError(f"{name} must be a whole number from 0, not {value!r}")
+            raise ConfigurationError(f"{name} must be a whole number from 0, not {brief(value)}")
 
 
 def paged(op: Paged) -> Paged:

@@ -36,6 +36,7 @@ from typing import NamedTuple, TypeAlias
 from langgraph_aurora_store.errors import InvalidFilterError
 from langgraph_aurora_store.sql.json_values import is_storable
 from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.validation import brief
 
 _MISSING = "NULL::jsonb"
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -126,7 +127,8 @@ class _Compiler:
             parts = [self.whole(part, f"each part of {key}") for part in _listed(key, operand)]
             return _all(parts) if key == "$and" else _any(parts)
         raise InvalidFilterError(
-            f"unknown operator {key!r} outside a field; known there are '$and', '$or' and '$not'"
+            f"unknown operator {brief(key)} outside a field; known there are '$and', '$or' and"
+            " '$not'"
         )
 
     def match(self, place: _Place, wanted: object) -> str:
@@ -153,7 +155,7 @@ class _Compiler:
         if (build := _OPERATORS.get(operator)) is None:
             known = ", ".join(sorted([*_OPERATORS, *_COMPARISONS]))
             raise InvalidFilterError(
-                f"unknown operator {operator!r} for {place.name!r}; known are {known}"
+                f"unknown operator {brief(operator)} for {brief(place.name)}; known are {known}"
             )
         return build(self, place, operand)
 
@@ -174,7 +176,9 @@ class _Compiler:
 
     def one_of(self, place: _Place, operand: object) -> str:
         if not isinstance(operand, (list, tuple, set, frozenset)):
-            raise InvalidFilterError(f"$in and $nin of {place.name!r} take a list, not {operand!r}")
+            raise InvalidFilterError(
+                f"$in and $nin of {brief(place.name)} take a list, not {brief(operand)}"
+            )
         self.count(len(operand) // _VALUES_PER_PART)
         documents = [document for o in operand if (document := _json(place, o)) is not None]
         sought = f"coalesce({place.sql}, 'null'::jsonb)" if None in operand else place.sql
@@ -188,7 +192,9 @@ class _Compiler:
 
     def exists(self, place: _Place, operand: object) -> str:
         if not isinstance(operand, bool):
-            raise InvalidFilterError(f"$exists of {place.name!r} is True or False, not {operand!r}")
+            raise InvalidFilterError(
+                f"$exists of {brief(place.name)} is True or False, not {brief(operand)}"
+            )
         return f"({place.sql} IS {'NOT NULL' if operand else 'NULL'})"
 
     def contains(self, place: _Place, operand: object) -> str:
@@ -234,7 +240,8 @@ class _Compiler:
             as_text = f"CASE WHEN {text} ~ {pattern}::text THEN {as_number} ELSE false END"
         else:
             raise InvalidFilterError(
-                f"{operator} of {place.name!r} takes a number or storable text, not {operand!r}"
+                f"{operator} of {brief(place.name)} takes a number or storable text,"
+                f" not {brief(operand)}"
             )
         return (
             f"CASE pg_catalog.jsonb_typeof({place.sql}) WHEN 'number' THEN {as_number}"
@@ -243,7 +250,7 @@ class _Compiler:
 
     def member(self, place: _Place, key: object) -> _Place:
         if not isinstance(key, str):
-            raise InvalidFilterError(f"filter keys must be text, not {key!r}")
+            raise InvalidFilterError(f"filter keys must be text, not {brief(key)}")
         name = f"{place.name}.{key}" if place.name else key
         if not is_storable(key):
             return _Place(_MISSING, name, ())
@@ -322,7 +329,7 @@ def _array_of(place: _Place, length: int) -> str:
 def _listed(operator: str, operand: object) -> Sequence[object]:
     if not isinstance(operand, (list, tuple)) or not operand:
         raise InvalidFilterError(
-            f"{operator} takes a list of at least one condition, not {operand!r}"
+            f"{operator} takes a list of at least one condition, not {brief(operand)}"
         )
     return operand
 
@@ -333,7 +340,7 @@ def _json(place: _Place, value: object) -> str | None:
         document = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as exc:
         raise InvalidFilterError(
-            f"the operand for {place.name!r} is not JSON: {type(value).__name__} ({exc})"
+            f"the operand for {brief(place.name)} is not JSON: {type(value).__name__} ({exc})"
         ) from exc
     return document if is_storable(document) and not _NUL.search(document) else None
 
@@ -342,7 +349,9 @@ def _digits(place: _Place, number: float) -> str:
     try:
         return str(number)
     except ValueError as exc:
-        raise InvalidFilterError(f"the operand for {place.name!r} has too many digits") from exc
+        raise InvalidFilterError(
+            f"the operand for {brief(place.name)} has too many digits"
+        ) from exc
 
 
 def _number(text: str) -> str | None:

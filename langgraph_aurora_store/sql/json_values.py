@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from langgraph_aurora_store.errors import InvalidItemError
+from langgraph_aurora_store.validation import brief
 
 # PostgreSQL's jsonb and text hold every character but NUL; UTF-8 has no lone surrogates.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -21,10 +21,6 @@ MOST_LEVELS = 500
 
 # PostgreSQL's jsonb, in which no text and no object may take more bytes.
 LONGEST = 2**28 - 1
-
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 200
-_brief.maxtuple = 20
 
 Container: TypeAlias = Mapping[str, Any] | list[Any] | tuple[Any, ...]
 
@@ -67,11 +63,6 @@ def at(namespace: tuple[str, ...], key: object, field: str | None = None) -> str
     """How messages name an item, with what is too long to read left out."""
     name = f"item {brief(key)} in {brief(namespace)}"
     return name if field is None else f"{name}, field {brief(field)}"
-
-
-def brief(value: object) -> str:
-    """A value as messages show it, with what is too long to read left out."""
-    return _brief.repr(value)
 
 
 def is_storable(text: str) -> bool:
@@ -131,7 +122,7 @@ def _reason_of_names(names: Iterable[object]) -> str | None:
         if not is_storable(text):
             return "a key holds a NUL character or a lone surrogate"
         if text in as_stored:
-            return f"two keys are the same text in JSON: {_brief.repr(text)}"
+            return f"two keys are the same text in JSON: {brief(text)}"
         as_stored.add(text)
     return None
 

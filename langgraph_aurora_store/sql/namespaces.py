@@ -29,6 +29,7 @@ from langgraph_aurora_store.sql.filters import compile_filter
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.write_marks import counting_mark, marking
+from langgraph_aurora_store.validation import brief
 
 # Beyond this many namespaces, reading every row once is cheaper than one index probe for each.
 _MOST_PROBES = 20_000
@@ -170,7 +171,7 @@ def _depth(depth: object) -> int:
     if depth is None:
         return MOST
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise ConfigurationError(f"max_depth counts labels from 1, not {depth!r}")
+        raise ConfigurationError(f"max_depth counts labels from 1, not {brief(depth)}")
     return min(depth, MOST)
 
 
@@ -183,7 +184,7 @@ def _literal_head(condition: MatchCondition) -> Namespace:
 def _pattern(condition: MatchCondition) -> str:
     """A POSIX regular expression on whole labels; ``*`` stands for any one of them."""
     if condition.match_type not in ("prefix", "suffix"):
-        raise ConfigurationError(f"unknown match type {condition.match_type!r}")
+        raise ConfigurationError(f"unknown match type {brief(condition.match_type)}")
     prefix_of(tuple(condition.path))  # which checks the labels
     body = r"\.".join("[^.]+" if label == "*" else re.escape(label) for label in condition.path)
     return rf"^{body}(\.|\Z)" if condition.match_type == "prefix" else rf"(^|\.){body}\Z"

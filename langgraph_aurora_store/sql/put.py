@@ -26,6 +26,7 @@ from langgraph_aurora_store.sql.json_values import LONGEST, at, to_json, too_lon
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
 from langgraph_aurora_store.sql.write_marks import mark
+from langgraph_aurora_store.validation import brief
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -244,7 +245,7 @@ def _ttl(op: PutOp) -> float | None:
     if not 0 <= minutes <= _LONGEST_TTL_MINUTES:
         raise InvalidItemError(
             f"{at(op.namespace, op.key)}: ttl= is minutes from 0 to {_LONGEST_TTL_MINUTES},"
-            f" or None for ever, not {ttl!r}"
+            f" or None for ever, not {brief(ttl)}"
         )
     return float(minutes)
 

@@ -92,9 +92,7 @@ def parse(position: int, op: SearchOp, tables: StoreTables) -> Search:
         raise ConfigurationError(f"query= is a text, not one of type {type(op.query).__name__}")
     query = op.query if op.query and not op.query.isspace() and op.limit else None
     if tables.index is None:
-        query = (
-            None  # as the parent and InMemoryStore: LangMem and LangGraph Server always send one
-        )
+        query = None  # LangMem and LangGraph Server always send one, which the parent ignores
     prefix = prefix_of(op.namespace_prefix)
     return Search(position, op, prefix, compile_filter(op.filter), query)
 

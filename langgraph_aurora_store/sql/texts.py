@@ -17,6 +17,7 @@ from langgraph_aurora_store.sql.flow import Embed, Label, Vectors
 from langgraph_aurora_store.sql.json_values import at, is_storable
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.vector_values import vector_value
+from langgraph_aurora_store.validation import brief
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
@@ -47,7 +48,7 @@ def checked_index(index: object, namespace: tuple[str, ...], key: str) -> None:
         return
     if not isinstance(index, (list, tuple)) or not all(isinstance(path, str) for path in index):
         raise InvalidItemError(
-            f"{at(namespace, key)}: index= is None, False or a list of paths, not {index!r}"
+            f"{at(namespace, key)}: index= is None, False or a list of paths, not {brief(index)}"
         )
     if not all(is_storable(path) for path in index):
         raise InvalidItemError(
@@ -56,8 +57,8 @@ def checked_index(index: object, namespace: tuple[str, ...], key: str) -> None:
     for path in index:
         if path and not is_path(path):  # an empty one is the parent's for the whole value
             raise InvalidItemError(
-                f"{at(namespace, key)}: the brackets of index= path {path!r} mean nothing, or it is"
-                f" blank; {PATH_RULE}"
+                f"{at(namespace, key)}: the brackets of index= path {brief(path)} mean nothing, or"
+                f" it is blank; {PATH_RULE}"
             )
 
 

@@ -424,3 +424,22 @@ def test_the_values_of_in_are_read_once_for_all_items(connection: psycopg.Connec
     plan = "\n".join(row[0] for row in connection.execute(query, condition.params))
     assert "hashed SubPlan" in plan
     assert re.search(r"ProjectSet \(actual rows=40000(\.00)? loops=1\)", plan), plan
+
+
+@pytest.mark.parametrize(
+    "filter_",
+    [
+        {"k" * 300_000: {"$nothing": 1}},
+        {"$" + "k" * 300_000: 1},
+        {"a": {"$" + "k" * 300_000: 1}},
+        {"a": {"$in": "v" * 300_000}},
+        {"a": {"$exists": "v" * 300_000}},
+        {"a": {"$gt": ["v" * 300_000]}},
+        {"a": {"$or": "v" * 300_000}},
+    ],
+)
+def test_an_error_quotes_no_more_than_can_be_read(filter_: Any) -> None:
+    """Of what a caller passed."""
+    with pytest.raises(InvalidFilterError) as raised:
+        compile_filter(filter_)
+    assert len(str(raised.value)) < 1000
