@@ -9,6 +9,8 @@ from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.aio import AsyncAuroraStore
+    from langgraph_aurora_store.checkpoint.aio import AsyncAuroraSaver
+    from langgraph_aurora_store.checkpoint.saver import AuroraSaver
     from langgraph_aurora_store.connect.credentials import (
         IamCredentials,
         PasswordCredentials,
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from langgraph_aurora_store.store import AuroraStore
 
 __all__ = [
+    "AsyncAuroraSaver",
     "AsyncAuroraStore",
+    "AuroraSaver",
     "AuroraStore",
     "BedrockEmbeddings",
     "IamCredentials",
@@ -36,7 +40,9 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
+        "AsyncAuroraSaver": "checkpoint.aio",
         "AsyncAuroraStore": "aio",
+        "AuroraSaver": "checkpoint.saver",
         "AuroraStore": "store",
         "BedrockEmbeddings": "embeddings",
         "IamCredentials": "connect.credentials",

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from langgraph.store.base import BaseStore, Op, Result, TTLConfig
 from langgraph.store.postgres.aio import AsyncPostgresStore
@@ -29,6 +29,11 @@ from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
 from langgraph_aurora_store.execution.write_limiter import WriteLimiter
 from langgraph_aurora_store.sql.batch import Prepared
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from langgraph_aurora_store.checkpoint.aio import AsyncAuroraSaver
 
 
 class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
@@ -187,6 +192,20 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         else:
             async with self.lock:
                 yield self.conn
+
+    def checkpointer(
+        self, *, serde: SerializerProtocol | None = None, ttl: TTLConfig | None = None
+    ) -> AsyncAuroraSaver:
+        """A LangGraph checkpointer on the store's own connection or pool, and in its schema.
+
+        Closing the store closes it. ``serde`` and ``ttl`` are those of
+        `AsyncAuroraSaver.from_cluster`.
+        """
+        from langgraph_aurora_store.checkpoint.aio import AsyncAuroraSaver
+
+        return AsyncAuroraSaver.on_pool(
+            self.conn, lock=self.lock, settings=self._operations, serde=serde, ttl=ttl
+        )
 
     # operations
 

@@ -9,6 +9,7 @@ AuroraStoreError
 │   └── MissingExtraError (ImportError)  an optional package is not installed
 ├── InvalidItemError (ValueError)        an item that cannot be stored; nothing was written
 ├── InvalidFilterError (ValueError)      a search filter that means nothing
+├── InvalidCheckpointError (ValueError)  a checkpoint that cannot be stored; nothing was written
 ├── SchemaError (psycopg.ProgrammingError)
 │   ├── SchemaMissingError               the tables are not there: setup() has not run
 │   └── SchemaDriftError                 the database and the index configuration differ
@@ -66,6 +67,13 @@ class InvalidItemError(AuroraStoreError, ValueError):
 
 class InvalidFilterError(AuroraStoreError, ValueError):
     """A search filter holds an unknown operator or an operand that cannot be compared."""
+
+
+class InvalidCheckpointError(AuroraStoreError, ValueError):
+    """A checkpoint cannot be stored; raised before anything is written.
+
+    The message names channel or metadata key, never the value.
+    """
 
 
 class SchemaError(AuroraStoreError, psycopg.ProgrammingError):

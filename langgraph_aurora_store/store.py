@@ -6,7 +6,7 @@ import concurrent.futures
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langgraph.store.base import Op, Result, TTLConfig
 from langgraph.store.postgres import PostgresStore
@@ -24,6 +24,11 @@ from langgraph_aurora_store.execution.operations import Deserializer, Operations
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from langgraph_aurora_store.checkpoint.saver import AuroraSaver
 
 
 class AuroraStore(BaseAuroraStore, PostgresStore):
@@ -165,6 +170,19 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         else:
             with self.lock:
                 yield self._conn
+
+    def checkpointer(
+        self, *, serde: SerializerProtocol | None = None, ttl: TTLConfig | None = None
+    ) -> AuroraSaver:
+        """A LangGraph checkpointer on the store's own connection or pool, and in its schema.
+
+        Closing the store closes it. ``serde`` and ``ttl`` are those of `AuroraSaver.from_cluster`.
+        """
+        from langgraph_aurora_store.checkpoint.saver import AuroraSaver
+
+        return AuroraSaver.on_pool(
+            self._conn, lock=self.lock, settings=self._operations, serde=serde, ttl=ttl
+        )
 
     # operations
 

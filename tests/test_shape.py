@@ -40,7 +40,7 @@ ROOMS = [
     ["aws"],
     ["connect", "embeddings", "local", "sql"],
     ["execution"],
-    ["base"],
+    ["base", "checkpoint"],
     ["aio", "store"],
     ["__init__"],
 ]
@@ -132,6 +132,7 @@ PAIRS = [
 DIFFERENT = {
     "AsyncAuroraStore.__init__": "the parent refuses a pool with a pipeline; the asyncio one not",
     "AsyncAuroraStore.__aenter__": "the blocking store's conn is the pool that opens on first use",
+    "AsyncAuroraStore.checkpointer": "likewise",
     "AsyncAuroraStore.abatch": "single operations are coalesced",
     "AsyncAuroraStore._initialize": "the parent's constructor wants a running loop",
     "AsyncAuroraStore.batch": "the asyncio store's runs on the loop of another thread",
@@ -406,13 +407,14 @@ def loaded(code: str) -> set[str]:
 
 
 def test_importing_the_stores_loads_nothing_that_the_parent_does_not() -> None:
-    """No SDK, model client, numpy or pgvector: those are for who uses them."""
+    """No SDK, model client, numpy, pgvector or checkpointer: those are for who uses them."""
     ours = loaded(f"from {NAME} import AsyncAuroraStore, AuroraStore")
     parents = loaded("import langgraph.store.postgres.aio")
     roots = {module.partition(".")[0] for module in ours - parents}
     assert roots - set(sys.stdlib_module_names) == {NAME}
     heavy = {"boto3", "botocore", "openai", "langmem", "numpy", "pgvector", "cryptography"}
     assert heavy & ours == set()
+    assert f"{NAME}.checkpoint" not in ours
 
 
 # loggers

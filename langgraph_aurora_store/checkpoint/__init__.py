@@ -1,0 +1,1 @@
+"""LangGraph's checkpoints on the connections that the store uses."""

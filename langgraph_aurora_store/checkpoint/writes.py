@@ -1,0 +1,103 @@
+"""Storing, copying and deleting: each one statement, which may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from psycopg.types.json import Jsonb
+
+from langgraph_aurora_store.checkpoint import serialization, statements
+from langgraph_aurora_store.checkpoint.statements import in_schema
+from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
+
+
+class Put(NamedTuple):
+    """A checkpoint to be stored, and the configuration that finds it again."""
+
+    statement: Statement
+    config: RunnableConfig
+
+
+def put(
+    config: RunnableConfig,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+    serde: SerializerProtocol,
+) -> Put:
+    """Serialise a checkpoint; no connection is needed for it.
+
+    Raises:
+        InvalidCheckpointError: a value cannot be stored.
+    """
+    configurable = config["configurable"]
+    thread, ns = str(configurable["thread_id"]), configurable["checkpoint_ns"]
+    row, blobs = serialization.parts(checkpoint, new_versions, serde)
+    found = serialization.row_metadata(config, metadata)
+    params: tuple[Any, ...] = (
+        thread,
+        ns,
+        checkpoint["id"],
+        configurable.get("checkpoint_id"),
+        Jsonb(row),
+        Jsonb(found),
+    )
+    query = statements.PUT
+    if blobs:
+        query = statements.PUT_WITH_BLOBS
+        params = (thread, ns, *map(list, zip(*blobs, strict=True)), *params)
+    next_config: RunnableConfig = {
+        "configurable": {
+            "thread_id": thread,
+            "checkpoint_ns": ns,
+            "checkpoint_id": checkpoint["id"],
+        }
+    }
+    return Put(Statement(query, params), next_config)
+
+
+def put_writes(
+    config: RunnableConfig,
+    writes: Sequence[tuple[str, Any]],
+    task_id: str,
+    task_path: str,
+    serde: SerializerProtocol,
+) -> Statement | None:
+    """Serialise a task's writes; ``None`` where there are none."""
+    known = serialization.writes(writes, serde)
+    if not known:
+        return None
+    configurable = config["configurable"]
+    place = (
+        str(configurable["thread_id"]),
+        configurable["checkpoint_ns"],
+        configurable["checkpoint_id"],
+    )
+    replaces = serialization.are_replaced(writes)
+    query = statements.REPLACE_WRITES if replaces else statements.KEEP_WRITES
+    return Statement(query, (*place, task_id, task_path, *map(list, zip(*known, strict=True))))
+
+
+def delete_threads(thread_ids: Sequence[str]) -> Statement:
+    """Delete everything of these threads."""
+    return Statement(statements.DELETE_THREADS, {"threads": [str(it) for it in thread_ids]})
+
+
+def copy_thread(source: str, target: str) -> Statement:
+    """Copy everything of a thread to another; what is there already stays."""
+    return Statement(statements.COPY_THREAD, {"source": str(source), "target": str(target)})
+
+
+def execute(statement: Statement | None, schema: str | None) -> Flow[None]:
+    """Run what was prepared, as one transaction in one round trip."""
+    if statement is not None:
+        query = in_schema(statement.sql, schema)
+        yield Transaction((Statement(query, statement.params),), writes=True, is_idempotent=True)
