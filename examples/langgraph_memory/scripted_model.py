@@ -5,7 +5,7 @@ It calls the agent's tools as asked and repeats what they answer. It knows nothi
 
 import re
 
-from langgraph_aurora_store.local.openai import ChatReply, ChatRequest, ToolCall
+from local_services.openai_service import ChatReply, ChatRequest, ToolCall
 
 WISH = re.compile(r"remember that (.+?)\.?$", re.I)
 

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import httpx
 
-from langgraph_aurora_store.local.stand_ins import stand_ins
+sys.path.append(str(Path(__file__).parents[1]))  # for local_services
+
+from local_services.stand_ins import stand_ins
 
 HERE = Path(__file__).parent
 INSTALL = "pip install 'langgraph-aurora-store[all]' 'langgraph-cli[inmem]'"

@@ -7,7 +7,7 @@ conversation, and keeping notes with tools. It knows nothing else.
 import json
 import re
 
-from langgraph_aurora_store.local.openai import ChatReply, ChatRequest, ToolCall
+from local_services.openai_service import ChatReply, ChatRequest, ToolCall
 
 HUMAN_TURN = re.compile(r"=+ Human Message =+\s+(.*?)(?=\n=+ |</session|\Z)", re.S)
 INSTANCE = re.compile(r'<instance id=(\S+) schema_type="(\w+)">\n(.*?)\n</instance>', re.S)

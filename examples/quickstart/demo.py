@@ -10,9 +10,11 @@ import textwrap
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # for local_services
+
 from scripted_model import script
 
-from langgraph_aurora_store.local.stand_ins import stand_ins
+from local_services.stand_ins import stand_ins
 
 HERE = Path(__file__).parent
 PROGRAMS = {

@@ -6,7 +6,7 @@ their interests, and answering from the memories it is shown. It knows nothing e
 
 import re
 
-from langgraph_aurora_store.local.openai import ChatReply, ChatRequest, ToolCall
+from local_services.openai_service import ChatReply, ChatRequest, ToolCall
 
 INTERESTS = re.compile(r"(?:my interests are|I am (?:also )?interested in) ([^.!?\n]+)", re.I)
 HUMAN_TURN = re.compile(r"=+ Human Message =+\s+(.*?)(?=\n=+ |</session|\Z)", re.S)

@@ -22,7 +22,7 @@ from langgraph.store.base import PutOp
 
 from langgraph_aurora_store import AuroraStore
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.openai import (
+from local_services.openai_service import (
     ChatReply,
     ChatRequest,
     LocalOpenAI,

@@ -16,8 +16,8 @@ from langgraph.func import entrypoint
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.errors import CredentialsError
-from langgraph_aurora_store.local.openai import LocalOpenAI
-from langgraph_aurora_store.local.stand_ins import stand_ins
+from local_services.openai_service import LocalOpenAI
+from local_services.stand_ins import stand_ins
 from tests.support.database import Database
 from tests.support.example_runs import (
     EXAMPLES,

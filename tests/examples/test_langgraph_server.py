@@ -15,7 +15,7 @@ from langgraph_sdk.client import LangGraphClient
 
 from langgraph_aurora_store import AuroraStore
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.openai import LocalOpenAI
+from local_services.openai_service import LocalOpenAI
 from tests.support.database import Database
 from tests.support.example_runs import (
     EXAMPLES,

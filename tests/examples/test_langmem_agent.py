@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
 from langgraph_aurora_store.errors import EmbeddingError, WrongLoopError
-from langgraph_aurora_store.local.openai import (
+from local_services.openai_service import (
     ChatReply,
     ChatRequest,
     LocalOpenAI,

@@ -30,7 +30,7 @@ from langgraph_aurora_store.errors import (
     SchemaMissingError,
 )
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.openai import embed
+from local_services.openai_service import embed
 from tests.support.database import Database
 from tests.support.store_kinds import arguments, in_process
 
@@ -66,8 +66,8 @@ def test_memory_outlives_the_process_that_made_it(database: Database) -> None:
     """What one process puts, another finds by meaning, each knowing only its environment."""
     common = """
         from langgraph_aurora_store import AuroraStore
-        from langgraph_aurora_store.local.openai import embed
-        index = {"embed": lambda texts: [embed(t, 16) for t in texts], "dims": 16}
+        from tests.support.text_vectors import vector_of
+        index = {"embed": lambda texts: [list(vector_of(t, 16)) for t in texts], "dims": 16}
         with AuroraStore.from_cluster(index=index) as store:
     """
     in_process(

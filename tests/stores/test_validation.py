@@ -13,7 +13,7 @@ from langgraph_aurora_store.connect.credentials import (
 )
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.local.openai import embed
+from local_services.openai_service import embed
 
 HOST = "m.cluster-c0ffee.us-east-1.rds.amazonaws.com"
 LONG = "a" * 64

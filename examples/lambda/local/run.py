@@ -16,12 +16,15 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+from langgraph_aurora_store.local import LocalAurora
+
+sys.path.append(str(Path(__file__).parents[2]))  # for local_services
+
 from master import make_master
 from sandbox import Sandbox, url_event
 from stand_ins import LocalSecrets, script
 
-from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.openai import LocalOpenAI
+from local_services.openai_service import LocalOpenAI
 
 FUNCTION = Path(__file__).parent.parent / "function"
 USERS = ["ada", "grace"]

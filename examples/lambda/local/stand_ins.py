@@ -10,7 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from langgraph_aurora_store.local.openai import ChatReply, ChatRequest, ToolCall
+from local_services.openai_service import ChatReply, ChatRequest, ToolCall
 
 LIKES = re.compile(r"\bI (?:like|love|am interested in) ([^.!?\n]+)", re.IGNORECASE)
 HUMAN_TURN = re.compile(r"=+ Human Message =+\s+(.*?)(?=\n=+ |</session|\Z)", re.DOTALL)

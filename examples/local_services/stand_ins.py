@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from langgraph_aurora_store.errors import CredentialsError
-from langgraph_aurora_store.local.openai import LocalOpenAI, Script, echo
+from local_services.openai_service import LocalOpenAI, Script, echo
 
 if TYPE_CHECKING:
     import boto3
