@@ -142,12 +142,13 @@ class Executor:
 
     def _attempt(
         self, conn: Conn, step: Transaction | Autocommit, mark: Mark | None
-    ) -> object | Failure:
+    ) -> Any | Failure:
         try:
             if mark is None or isinstance(step, Autocommit):
                 return self._perform_on(conn, step, prepare=None)
             try:
-                return self._perform_on(conn, marked(step, mark), prepare=None)
+                rows = self._perform_on(conn, marked(step, mark), prepare=None)
+                return rows[: len(step.statements)]
             except psycopg.errors.NotNullViolation as exc:
                 if not is_mark_used(exc):
                     raise
@@ -174,7 +175,7 @@ class Executor:
 
     def _perform_on(
         self, conn: Conn, step: Transaction | Autocommit, *, prepare: bool | None
-    ) -> object:
+    ) -> Any:
         try:
             self._register(conn)
             return self._execute(conn, step, prepare=prepare)
@@ -316,12 +317,13 @@ class AsyncExecutor:
 
     async def _attempt(
         self, conn: AsyncConn, step: Transaction | Autocommit, mark: Mark | None
-    ) -> object | Failure:
+    ) -> Any | Failure:
         try:
             if mark is None or isinstance(step, Autocommit):
                 return await self._perform_on(conn, step, prepare=None)
             try:
-                return await self._perform_on(conn, marked(step, mark), prepare=None)
+                rows = await self._perform_on(conn, marked(step, mark), prepare=None)
+                return rows[: len(step.statements)]
             except psycopg.errors.NotNullViolation as exc:
                 if not is_mark_used(exc):
                     raise
@@ -350,7 +352,7 @@ class AsyncExecutor:
 
     async def _perform_on(
         self, conn: AsyncConn, step: Transaction | Autocommit, *, prepare: bool | None
-    ) -> object:
+    ) -> Any:
         try:
             await self._register(conn)
             return await self._execute(conn, step, prepare=prepare)

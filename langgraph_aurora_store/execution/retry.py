@@ -86,10 +86,10 @@ class Failure(NamedTuple):
     def is_transient(self) -> bool:
         """Whether the same transaction may succeed on another connection."""
         sqlstate = self.error.sqlstate
-        if sqlstate is None:
-            return self.is_closed
         if isinstance(self.error, AuroraStoreError):
             return False
+        if sqlstate is None:
+            return self.is_closed or is_of_libpq(self.error)
         known = is_read_only(self.error) or self.is_superseded or _LOST_LINK.match(sqlstate)
         return bool(known or _ROLLED_BACK.match(sqlstate))
 
@@ -105,9 +105,18 @@ class Failure(NamedTuple):
         return not (is_read_only(self.error) or self.is_superseded or is_rolled_back)
 
 
+def is_of_libpq(exc: psycopg.Error) -> bool:
+    """Whether libpq reports a fault of the link, and no server an error.
+
+    psycopg may take the connection for open nevertheless: one that is lost while a pipeline ends
+    stays "busy", and fails every later statement.
+    """
+    return isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None
+
+
 def costs_connection(exc: psycopg.Error) -> bool:
     """Whether a connection is of no more use after this error."""
-    return is_read_only(exc) or bool(_LOST_LINK.match(exc.sqlstate or ""))
+    return is_read_only(exc) or is_of_libpq(exc) or bool(_LOST_LINK.match(exc.sqlstate or ""))
 
 
 def is_read(step: Transaction | Autocommit) -> bool:

@@ -255,6 +255,19 @@ async def test_there_is_one_mark_for_each_connection(
             assert rows != [(1,)]
 
 
+@pytest.mark.parametrize("kind", CLUSTER_KINDS)
+async def test_first_write_of_a_connection_may_be_a_delete_of_a_namespace(
+    kind: str, database: Database
+) -> None:
+    """Its transaction also deletes old marks, which its count is not mixed up with."""
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        assert await store.delete_namespace(NS) == 0
+        await store.put(NS, "k", TEA)
+        await store.close()
+        assert await store.delete_namespace(NS) == 1
+
+
 # errors of the server
 
 
