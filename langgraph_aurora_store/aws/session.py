@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
@@ -186,48 +187,63 @@ class AwsSession:
             return self._keys
 
 
+_THREAD_NAME = "langgraph-aurora-store credentials"
+
+
 class _SessionKeys:
     """The keys of one session: loaded, renewed, and told of when late. Thread-safe."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._loaded: Credentials | None = None
-        self._renewal: SingleFlight[ReadOnlyCredentials] = SingleFlight(
-            "langgraph-aurora-store credentials"
-        )
+        self._loading: SingleFlight[None] = SingleFlight(_THREAD_NAME)
+        self._renewal: SingleFlight[ReadOnlyCredentials] = SingleFlight(_THREAD_NAME)
 
     def get(self) -> ReadOnlyCredentials:
         """As `AwsSession.credentials`."""
+        if self._loaded is None:
+            self._loading.call(self._load, late=partial(self._late, self._loading))
         loaded = self._loaded
         if loaded is not None and not _needs_renewal(loaded):
             return loaded.get_frozen_credentials()
         held = _keys_that_hold(loaded)
         wait_s = _RENEWAL_WAIT_S if held else None
+        late = partial(self._late, self._renewal)
         try:
-            return self._renewal.call(self._obtain, late=self._late, wait_s=wait_s)
+            return self._renewal.call(self._renew, late=late, wait_s=wait_s)
         except CredentialsError:
             if held is None:
                 raise
         return held
 
-    def _late(self) -> CredentialsError:
-        return sources.still_waiting(self._source(frames_of_thread(self._renewal.thread_id)))
-
-    def _obtain(self) -> ReadOnlyCredentials:
-        """Load or renew the keys; runs in the thread of the renewal."""
-        found: ReadOnlyCredentials | None = None
+    def _load(self) -> None:
+        """Have botocore's chain find the credentials; runs in a thread of its own."""
+        if self._loaded is not None:
+            return  # by a call that ended just now
         failure: CredentialsError | None = None
         with redact_sdk_logs():
             try:
-                if self._loaded is None:
-                    self._loaded = self.session.get_credentials()
-                found = self._loaded.get_frozen_credentials() if self._loaded else None
+                self._loaded = self.session.get_credentials()
             except Exception as error:
                 failure = sources.explain(error, self._source(frames_of_error(error)))
-        found = found or _keys_that_hold(self._loaded)
+        if self._loaded is None:
+            raise failure or sources.nothing_found(self.session)
+
+    def _renew(self) -> ReadOnlyCredentials:
+        """Ask for keys that are due, and maybe not there yet; runs in a thread of its own."""
+        failure: CredentialsError | None = None
+        with redact_sdk_logs():
+            try:
+                found = self._loaded.get_frozen_credentials() if self._loaded else None
+            except Exception as error:
+                found = None
+                failure = sources.explain(error, self._source(frames_of_error(error)))
         if found is None:
             raise failure or sources.nothing_found(self.session)
         return found
+
+    def _late(self, flight: SingleFlight[Any]) -> CredentialsError:
+        return sources.still_waiting(self._source(frames_of_thread(flight.thread_id)))
 
     def _source(self, frames: Iterator[FrameType]) -> sources.Source:
         return sources.name_source(self.session, frames, getattr(self._loaded, "method", None))
