@@ -1,7 +1,13 @@
 """Who connects, and with what."""
 
+import asyncio
+import copy
 import json
+import logging
+import pickle
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -15,6 +21,7 @@ import pytest
 from botocore.credentials import RefreshableCredentials
 from moto import mock_aws
 
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
 from langgraph_aurora_store.aws.session import default_session
 from langgraph_aurora_store.connect.cluster import Endpoint
 from langgraph_aurora_store.connect.conninfo import connection_factory
@@ -22,9 +29,12 @@ from langgraph_aurora_store.connect.credentials import (
     IamCredentials,
     Login,
     PasswordCredentials,
+    Secret,
     SecretsManagerCredentials,
+    parse_secret,
 )
 from langgraph_aurora_store.errors import ConfigurationError, CredentialsError
+from tests.support.credential_sources import HANG, HANG_UP, StandIn, http
 from tests.support.signing_clock import set_signing_clock
 
 USER = "o'brien ?&=%/:@"
@@ -257,6 +267,25 @@ def test_reprs_hide_what_proves_the_user(session: boto3.Session) -> None:
     assert "X-Amz" not in shown
 
 
+HOLDERS = [
+    PasswordCredentials(PASSWORD),
+    Login("u", PASSWORD),
+    Secret(PASSWORD, "u"),
+    SecretsManagerCredentials("db/langmem"),
+    IamCredentials(),
+]
+
+
+@pytest.mark.parametrize("holder", HOLDERS, ids=lambda one: type(one).__name__)
+def test_what_holds_a_secret_is_not_pickled(holder: Any) -> None:
+    """A pickle would hold it as plain text; a copy is the same object."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="pickle"):
+            pickle.dumps(holder, protocol)
+    if not isinstance(holder, IamCredentials):
+        assert copy.deepcopy([holder])[0] is copy.copy(holder) is holder
+
+
 class Clock:
     """A clock to step."""
 
@@ -383,6 +412,100 @@ def test_secret_of_another_shape_is_told_without_its_content(
     """What stands in a secret does not appear in an error, however wrong it is."""
     with pytest.raises(CredentialsError, match=r"not the JSON that RDS writes") as caught:
         secret(write(content)).secret()
-    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in shown(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("text", ["hunter2", '{"pass": "hunter2"}'])
+def test_a_malformed_secret_is_in_no_local_of_its_error(text: str) -> None:
+    """As a traceback printed with its locals would show."""
+    with pytest.raises(CredentialsError) as caught:
+        parse_secret("db/langmem", text)
+    inner = caught.value.__traceback__.tb_next  # below this test's own frame
+    assert "hunter2" not in shown(caught.value.with_traceback(inner))
+
+
+@pytest.mark.parametrize("rotated", [f"{USER}_clone", "another"])
+def test_a_secret_that_alternates_between_users_is_followed(
+    write: Callable[..., str], rotated: str
+) -> None:
+    """With user= given: a rotation to the other user loses no connection."""
+    credentials = secret(write(RDS_JSON))
+    factory = connection_factory(user=USER, credentials=credentials, environ={})
+    assert factory.kwargs()["user"] == USER
+    write({**RDS_JSON, "username": rotated, "password": "rotated"})
+    credentials.refused()
+    kwargs = factory.kwargs()
+    assert (kwargs["user"], kwargs["password"]) == (rotated, "rotated")
+
+
+def test_a_secret_may_be_at_its_other_user_from_the_start(write: Callable[..., str]) -> None:
+    """A process that starts after a rotation gets the clone of the user that it names."""
+    credentials = secret(write({**RDS_JSON, "username": f"{USER}_clone"}))
+    factory = connection_factory(user=USER, credentials=credentials, environ={})
+    assert factory.kwargs()["user"] == f"{USER}_clone"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says", "is_transient"),
+    [
+        (HANG, "has not answered yet.*VPC endpoint", True),
+        (HANG_UP, "could not be read", True),
+        (http(500), "could not be read", True),
+        (http(400, '{"__type": "ThrottlingException", "message": "slow"}'), "Throttling", True),
+        (http(400, '{"__type": "AccessDeniedException", "message": "no"}'), "GetSecret", False),
+        (http(200, {"SecretString": "hunter2"}), "not the JSON that RDS writes", False),
+        (http(200, "hunter2"), "not the JSON that RDS writes", False),
+    ],
+    ids=["hangs", "hangs up", "500", "throttles", "denies", "malformed", "no JSON"],
+)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_secret_that_cannot_be_read_is_told_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: str,
+    answer: str,
+    says: str,
+    is_transient: bool,
+) -> None:
+    """Passing trouble is waited for within the caller's time; nothing of an answer is shown."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    settings = PoolSettings(min_size=0, timeout_s=1 if is_transient else 20)
+    with StandIn(lambda _: answer) as service:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", service.url)
+        given = {"credentials": secret("db/langmem"), "database": "d", "pool": settings}
+        begun = time.monotonic()
+        with pytest.raises(CredentialsError, match=rf"'db/langmem'.*{says}") as caught:
+            ASKERS[mode](given)
+        assert time.monotonic() - begun < settings.timeout_s + 2
+    assert caught.value.is_transient == is_transient
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in caplog.text
+
+
+def ask(given: dict[str, Any]) -> None:
+    store = AuroraStore.from_cluster(ENDPOINT.host, **given)
+    try:
+        store.get(("a",), "k")
+    finally:
+        store.close()
+
+
+async def ask_async(given: dict[str, Any]) -> None:
+    store = AsyncAuroraStore.from_cluster(ENDPOINT.host, **given)
+    try:
+        await store.aget(("a",), "k")
+    finally:
+        await store.close()
+
+
+ASKERS = {"sync": ask, "async": lambda given: asyncio.run(ask_async(given))}
+
+
+def shown(error: BaseException) -> str:
+    """What a traceback with locals prints, of frames of this package and below."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = [frame for frame in frames if not frame.f_code.co_filename.endswith(__file__)]
+    return repr(error) + "".join(repr(frame.f_locals) for frame in inner)
