@@ -215,7 +215,14 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
     async def setup(self, *, metadata_index: bool = False) -> None:
         """As the blocking twin's."""
         async with self.connection() as conn:
-            await self._executor.run_on(self._setup(metadata_index=metadata_index), conn)
+            commits = conn.autocommit
+            if not commits:
+                await conn.set_autocommit(True)
+            try:
+                await self._executor.run_on(self._setup(metadata_index=metadata_index), conn)
+            finally:
+                if not commits:
+                    await conn.set_autocommit(False)
 
     # checkpoints
 

@@ -74,18 +74,13 @@ def delete_for_runs(run_ids: Sequence[str], schema: str | None) -> Flow[None]:
 def delete_idle_threads(idle_for: timedelta, now: datetime, schema: str | None) -> Flow[int]:
     """Delete the threads without a checkpoint since; how many there were."""
     cutoff = first_id_at(now - idle_for)
-    deleted = 0
-    given: dict[str, Any] = {"after": "", "batch": THREADS, "cutoff": cutoff}
-    while True:
-        idle = yield from _read(statements.IDLE_THREADS_AFTER, given, schema)
-        if not idle:
-            return deleted
-        threads = [row[0] for row in idle]
-        ((count,),) = yield from _write(
-            statements.DELETE_IDLE_THREADS, {"threads": threads, "cutoff": cutoff}, schema
-        )
-        deleted += count
-        given["after"] = threads[-1]
+    total = 0
+    after: str | None = ""
+    while after is not None:
+        given = {"after": after, "batch": THREADS, "cutoff": cutoff}
+        ((after, deleted),) = yield from _write(statements.DELETE_IDLE_THREADS_AFTER, given, schema)
+        total += deleted
+    return total
 
 
 def _delete(

@@ -204,7 +204,14 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
             SchemaError: a right is missing; `ddl` is for who has it.
         """
         with self.connection() as conn:
-            self._executor.run_on(self._setup(metadata_index=metadata_index), conn)
+            commits = conn.autocommit
+            if not commits:
+                conn.set_autocommit(True)
+            try:
+                self._executor.run_on(self._setup(metadata_index=metadata_index), conn)
+            finally:
+                if not commits:
+                    conn.set_autocommit(False)
 
     # checkpoints
 

@@ -243,28 +243,21 @@ WITH RECURSIVE thread (id) AS (
     (SELECT thread_id FROM checkpoints WHERE thread_id > %(after)s ORDER BY thread_id LIMIT 1)
     UNION ALL
     SELECT next.thread_id FROM thread CROSS JOIN LATERAL (
-        SELECT thread_id FROM checkpoints c WHERE c.thread_id > thread.id
-        ORDER BY thread_id LIMIT 1
+        SELECT c.thread_id FROM checkpoints c WHERE c.thread_id > thread.id
+        ORDER BY c.thread_id LIMIT 1
     ) AS next
+), page AS MATERIALIZED (
+    SELECT id FROM thread LIMIT %(batch)s
 )
-SELECT id FROM thread
 """
-THREADS_AFTER = f"{_THREADS} LIMIT %(batch)s"
-IDLE_THREADS_AFTER = f"""{_THREADS}
-WHERE NOT EXISTS (
-    SELECT FROM checkpoints c
-    WHERE c.thread_id = thread.id
-    AND (c.checkpoint_id >= %(cutoff)s OR c.checkpoint_id !~ '{UUID6}')
-)
-LIMIT %(batch)s
-"""
-# Looked at once more as they are deleted: a run may have begun in one of them.
-DELETE_IDLE_THREADS = f"""
-WITH idle AS MATERIALIZED (
-    SELECT id FROM unnest(%(threads)s::text[]) AS thread (id)
+THREADS_AFTER = f"{_THREADS} SELECT id FROM page ORDER BY id"
+
+DELETE_IDLE_THREADS_AFTER = f"""{_THREADS}
+, idle AS MATERIALIZED (
+    SELECT id FROM page
     WHERE NOT EXISTS (
         SELECT FROM checkpoints c
-        WHERE c.thread_id = thread.id
+        WHERE c.thread_id = page.id
         AND (c.checkpoint_id >= %(cutoff)s OR c.checkpoint_id !~ '{UUID6}')
     )
 ), blobs AS (
@@ -274,5 +267,5 @@ WITH idle AS MATERIALIZED (
 ), heads AS (
     DELETE FROM checkpoints USING idle WHERE thread_id = idle.id
 )
-SELECT count(*) FROM idle
+SELECT max(id), (SELECT count(*) FROM idle) FROM page
 """
