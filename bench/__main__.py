@@ -25,6 +25,7 @@ PARTS = (
     "embeddings",
     "lambda_warm",
     "lambda_cold",
+    "failover",
 )
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
