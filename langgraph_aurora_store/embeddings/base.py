@@ -17,7 +17,13 @@ from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.query_cache import QueryCache
 from langgraph_aurora_store.embeddings.request_flow import Delay, RequestFlow, Send
-from langgraph_aurora_store.embeddings.requests import Answer, Plan, Request, describe_cuts, plan
+from langgraph_aurora_store.embeddings.requests import (
+    Request,
+    RequestPlan,
+    RequestResult,
+    describe_cuts,
+    plan_requests,
+)
 from langgraph_aurora_store.embeddings.retry import Clock, Failure, RateLimitedWarning, SystemClock
 from langgraph_aurora_store.errors import EmbeddingError
 
@@ -104,7 +110,7 @@ class ServiceEmbeddings(Embeddings):
         """Make one request, blocking, and return its decoded answer; raises what the SDK does."""
 
     @abstractmethod
-    async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
+    async def _agather(self, requests: tuple[Request, ...]) -> list[RequestResult]:
         """Perform the requests without blocking the event loop."""
 
     @abstractmethod
@@ -125,25 +131,25 @@ class ServiceEmbeddings(Embeddings):
         found = known | new
         return [list(found[text]) for text in queries]
 
-    def _plan(self, texts: list[str], purpose: Purpose) -> Plan:
-        return plan(texts, purpose, self._model, self._options)
+    def _plan(self, texts: list[str], purpose: Purpose) -> RequestPlan:
+        return plan_requests(texts, purpose, self._model, self._options)
 
-    def _embed(self, planned: Plan) -> list[list[float]]:
+    def _embed(self, planned: RequestPlan) -> list[list[float]]:
         answers = RequestFanOut(self._workers, planned.requests, self._perform).start()
         try:
             return self._finish(planned, answers.result())
         finally:
             answers.cancel()
 
-    async def _aembed(self, planned: Plan) -> list[list[float]]:
+    async def _aembed(self, planned: RequestPlan) -> list[list[float]]:
         return self._finish(planned, await self._agather(planned.requests))
 
-    def _finish(self, planned: Plan, answers: list[Answer]) -> list[list[float]]:
+    def _finish(self, planned: RequestPlan, answers: list[RequestResult]) -> list[list[float]]:
         if cuts := describe_cuts(answers, self._model):
             logger.warning("%s", cuts)
         return planned.assemble(answers)
 
-    def _perform(self, request: Request, stop: threading.Event) -> Answer:
+    def _perform(self, request: Request, stop: threading.Event) -> RequestResult:
         """Perform one request, blocking; ``stop`` ends it early, and its outcome is not awaited."""
         steps = self._request_flow.steps(request)
         reply: object = None
@@ -161,7 +167,7 @@ class ServiceEmbeddings(Embeddings):
             return None
         try:
             return self._send(step.request)
-        except Exception as error:  # explained by the exchange
+        except Exception as error:  # explained by the request flow
             return error
 
 

@@ -24,7 +24,7 @@ from langgraph_aurora_store.embeddings.concurrency import ForkAwareClient, Reque
 from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.options import Options
-from langgraph_aurora_store.embeddings.requests import Answer, Request
+from langgraph_aurora_store.embeddings.requests import Request, RequestResult
 from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
 from langgraph_aurora_store.validation import check
@@ -113,7 +113,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         self._client.close()
 
     @override
-    async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
+    async def _agather(self, requests: tuple[Request, ...]) -> list[RequestResult]:
         # boto3 blocks, so its calls stay in the workers; cancelling the task ends the gathering.
         return await asyncio.wrap_future(
             RequestFanOut(self._workers, requests, self._perform).start()

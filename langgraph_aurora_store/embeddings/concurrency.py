@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class Workers:
-    """At most ``limit`` threads, made on first use and made anew in a forked process."""
+    """At most ``limit`` threads, made on first use, and again in a forked process."""
 
     def __init__(self, limit: int, name: str) -> None:
         self.limit = limit
@@ -60,7 +60,7 @@ class Workers:
 
 
 class ForkAwareClient(Generic[C]):
-    """A client made on first use, in each process anew, and closed with its owner at the latest."""
+    """A client made on first use in each process, and closed with its owner at the latest."""
 
     def __init__(self, owner: object, make: Callable[[], C]) -> None:
         self._owner = ref(owner)
@@ -88,7 +88,7 @@ class ForkAwareClient(Generic[C]):
 class RequestFanOut(Generic[T, R]):
     """The requests of one call, performed by the workers; the first failure ends it.
 
-    Each lane performs one request and then goes to the back of the workers' queue, so that a call
+    Each worker performs one request and then goes to the back of the workers' queue, so that a call
     with one request waits for one round and not for another call's thousands.
     """
 
@@ -111,10 +111,10 @@ class RequestFanOut(Generic[T, R]):
         if not self._count:
             self.answers.set_result([])
         for _ in range(min(self._workers.limit, self._count)):
-            self._workers.submit(self._lane)
+            self._workers.submit(self._work)
         return self.answers
 
-    def _lane(self) -> None:
+    def _work(self) -> None:
         with self._lock:
             position, request = next(self._requests, (-1, None))
         if request is None or self._stop.is_set():
@@ -123,7 +123,7 @@ class RequestFanOut(Generic[T, R]):
             answer = self._context.copy().run(self._perform, request, self._stop)
             self._keep(position, answer)
             if not self._stop.is_set():
-                self._workers.submit(self._lane)
+                self._workers.submit(self._work)
         except BaseException as error:
             self._end(partial(self.answers.set_exception, error))
 
@@ -137,7 +137,7 @@ class RequestFanOut(Generic[T, R]):
 
     @staticmethod
     def _end(outcome: Callable[[], None]) -> None:
-        # Another lane, or the caller's cancellation, may have ended it first.
+        # Another worker, or the caller's cancellation, may have ended it first.
         with suppress(InvalidStateError):
             outcome()
 
@@ -152,28 +152,28 @@ class FairSemaphore:
 
     def acquire(self) -> None:
         """Take a slot, blocking until there is one."""
-        if (turn := self._queue()) is not None:
-            turn.result()
+        if (place := self._queue()) is not None:
+            place.result()
 
     async def aacquire(self) -> None:
         """Take a slot without blocking the event loop."""
-        turn = self._queue()
-        if turn is None:
+        place = self._queue()
+        if place is None:
             return
         try:
-            await asyncio.wrap_future(turn)
+            await asyncio.wrap_future(place)
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if place.done() and not place.cancelled():
                 self.release()
             raise
 
     def release(self) -> None:
-        """Hand the slot to whoever has waited longest."""
+        """Hand the slot to the caller that has waited longest."""
         with self._lock:
             while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
+                place = self._waiting.popleft()
+                if place.set_running_or_notify_cancel():
+                    place.set_result(None)
                     return
             self._free += 1
 
@@ -182,6 +182,6 @@ class FairSemaphore:
             if self._free:
                 self._free -= 1
                 return None
-            turn: Future[None] = Future()
-            self._waiting.append(turn)
-            return turn
+            place: Future[None] = Future()
+            self._waiting.append(place)
+            return place

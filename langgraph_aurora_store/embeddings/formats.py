@@ -1,7 +1,7 @@
 """Every wire format this package speaks, as data: the request, the answer, the limits of a text.
 
 A request is a template whose `Slot` members are replaced for each request, and an answer is read
-at a path. A new format is one `Family` in `FAMILIES`.
+at a path. A new format is one `WireFormat` in `WIRE_FORMATS`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Slot(Enum):
     """The service's word for cutting a long text or for refusing it."""
 
 
-class Family(NamedTuple):
+class WireFormat(NamedTuple):
     """How a group of models is asked and answers, and what one request may hold.
 
     ``max_chars`` counts characters of one text and is exact; ``max_tokens`` counts the service's
@@ -96,10 +96,10 @@ class Family(NamedTuple):
         return length if isinstance(length, int) and length > 0 else None
 
 
-FAMILIES: Mapping[str, Family] = {
-    family.name: family
-    for family in (
-        Family(
+WIRE_FORMATS: Mapping[str, WireFormat] = {
+    wire_format.name: wire_format
+    for wire_format in (
+        WireFormat(
             name="titan-v1",
             provider="bedrock",
             request={"inputText": Slot.TEXT},
@@ -107,7 +107,7 @@ FAMILIES: Mapping[str, Family] = {
             max_tokens=8192,
             max_chars=50_000,
         ),
-        Family(
+        WireFormat(
             name="titan-v2",
             provider="bedrock",
             request={"inputText": Slot.TEXT, "dimensions": Slot.DIMENSIONS, "normalize": True},
@@ -115,7 +115,7 @@ FAMILIES: Mapping[str, Family] = {
             max_tokens=8192,
             max_chars=50_000,
         ),
-        Family(
+        WireFormat(
             name="titan-image",
             provider="bedrock",
             request={
@@ -125,7 +125,7 @@ FAMILIES: Mapping[str, Family] = {
             response=("embedding",),
             max_tokens=256,
         ),
-        Family(
+        WireFormat(
             name="cohere-v3",
             provider="bedrock",
             request={
@@ -139,7 +139,7 @@ FAMILIES: Mapping[str, Family] = {
             purposes=("search_document", "search_query"),
             truncation=("END", "NONE"),
         ),
-        Family(
+        WireFormat(
             name="cohere-v4",
             provider="bedrock",
             request={
@@ -155,7 +155,7 @@ FAMILIES: Mapping[str, Family] = {
             purposes=("search_document", "search_query"),
             truncation=("RIGHT", "NONE"),
         ),
-        Family(
+        WireFormat(
             name="nova",
             provider="bedrock",
             request={
@@ -175,7 +175,7 @@ FAMILIES: Mapping[str, Family] = {
             purposes=("GENERIC_INDEX", "TEXT_RETRIEVAL"),
             truncation=("END", "NONE"),
         ),
-        Family(
+        WireFormat(
             name="openai",
             provider="openai",
             request={
@@ -188,7 +188,7 @@ FAMILIES: Mapping[str, Family] = {
             texts=2048,
             request_tokens=300_000,
         ),
-        Family(
+        WireFormat(
             name="openai-fixed",
             provider="openai",
             request={"input": Slot.TEXTS, "encoding_format": "base64"},

@@ -67,7 +67,7 @@ def _read(embeddings: object, attribute: str) -> object:
     try:
         value: object = getattr(embeddings, attribute, None)
         is_lasting = not _ADDRESS.search(repr(value))
-    except Exception:  # a property of somebody's own may raise anything
+    except Exception:  # a property of a user's class may raise anything
         return None
     return value if is_lasting else None
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from langgraph_aurora_store.embeddings.formats import (
-    FAMILIES,
-    Family,
+    WIRE_FORMATS,
     Provider,
     Purpose,
     Truncate,
+    WireFormat,
 )
 from langgraph_aurora_store.errors import ConfigurationError
 
@@ -25,7 +25,7 @@ class Model:
     """
 
     id: str
-    family: Family
+    wire_format: WireFormat
     offers: Sequence[int]
     source: str = "the caller"
     dimensions: int = 0
@@ -48,7 +48,7 @@ class Model:
         self, texts: Sequence[str], *, purpose: Purpose, truncate: Truncate
     ) -> dict[str, object]:
         """The request for ``texts``, ready for JSON."""
-        return self.family.body(
+        return self.wire_format.body(
             texts,
             dimensions=self.dimensions,
             shortened=self.dimensions != self.offers[0],
@@ -72,61 +72,61 @@ MODELS: Mapping[str, Model] = {
     for model in (
         Model(
             id="amazon.titan-embed-text-v2:0",
-            family=FAMILIES["titan-v2"],
+            wire_format=WIRE_FORMATS["titan-v2"],
             offers=(1024, 512, 256),
             source=_BEDROCK_GUIDE + "Amazon Titan Text Embeddings",
         ),
         Model(
             id="amazon.titan-embed-text-v1",
-            family=FAMILIES["titan-v1"],
+            wire_format=WIRE_FORMATS["titan-v1"],
             offers=(1536,),
             source=_BEDROCK_GUIDE + "Amazon Titan Text Embeddings",
         ),
         Model(
             id="amazon.titan-embed-image-v1",
-            family=FAMILIES["titan-image"],
+            wire_format=WIRE_FORMATS["titan-image"],
             offers=(1024, 384, 256),
             source=_BEDROCK_GUIDE + "Amazon Titan Multimodal Embeddings G1",
         ),
         Model(
             id="cohere.embed-english-v3",
-            family=FAMILIES["cohere-v3"],
+            wire_format=WIRE_FORMATS["cohere-v3"],
             offers=(1024,),
             source=_BEDROCK_GUIDE + "Cohere Embed v3",
         ),
         Model(
             id="cohere.embed-multilingual-v3",
-            family=FAMILIES["cohere-v3"],
+            wire_format=WIRE_FORMATS["cohere-v3"],
             offers=(1024,),
             source=_BEDROCK_GUIDE + "Cohere Embed v3",
         ),
         Model(
             id="cohere.embed-v4:0",
-            family=FAMILIES["cohere-v4"],
+            wire_format=WIRE_FORMATS["cohere-v4"],
             offers=(1536, 1024, 512, 256),
             source=_BEDROCK_GUIDE + "Cohere Embed v4",
         ),
         Model(
             id="amazon.nova-2-multimodal-embeddings-v1:0",
-            family=FAMILIES["nova"],
+            wire_format=WIRE_FORMATS["nova"],
             offers=(3072, 1024, 384, 256),
             source="Amazon Nova user guide, Complete embeddings request and response schema",
         ),
         Model(
             id="text-embedding-3-small",
-            family=FAMILIES["openai"],
+            wire_format=WIRE_FORMATS["openai"],
             offers=range(1536, 0, -1),
             source=_OPENAI_REFERENCE,
         ),
         Model(
             id="text-embedding-3-large",
-            family=FAMILIES["openai"],
+            wire_format=WIRE_FORMATS["openai"],
             offers=range(3072, 0, -1),
             source=_OPENAI_REFERENCE,
         ),
         Model(
             id="text-embedding-ada-002",
-            family=FAMILIES["openai-fixed"],
+            wire_format=WIRE_FORMATS["openai-fixed"],
             offers=(1536,),
             source=_OPENAI_REFERENCE,
         ),
@@ -149,7 +149,7 @@ def find_model(name: str, provider: Provider) -> Model | None:
         for model in MODELS.values():
             # "amazon.titan-embed-text-v2:0:8k" is the same model with its throughput spelt out.
             same = candidate == model.id or candidate.startswith(f"{model.id}:")
-            if same and model.family.provider == provider:
+            if same and model.wire_format.provider == provider:
                 return model
     return None
 
@@ -187,17 +187,21 @@ def _check_given(dimensions: object, **names: object) -> None:
 
 def known_models(provider: Provider) -> str:
     """The ids of a provider's known models, for an error message."""
-    return ", ".join(model.id for model in MODELS.values() if model.family.provider == provider)
+    return ", ".join(
+        model.id for model in MODELS.values() if model.wire_format.provider == provider
+    )
 
 
 def known_families(provider: Provider) -> str:
     """The names of a provider's request families, for an error message."""
-    return ", ".join(name for name, family in FAMILIES.items() if family.provider == provider)
+    return ", ".join(
+        name for name, wire_format in WIRE_FORMATS.items() if wire_format.provider == provider
+    )
 
 
 def _described(name: str, provider: Provider, family: str, dimensions: int | None) -> Model:
     """The model a caller describes by its family and dimensions."""
-    known = FAMILIES.get(family)
+    known = WIRE_FORMATS.get(family)
     if known is None or known.provider != provider:
         raise ConfigurationError(
             f"family={family!r} is unknown; known are {known_families(provider)}"
@@ -207,8 +211,8 @@ def _described(name: str, provider: Provider, family: str, dimensions: int | Non
             f"family={family!r} says how {name} is asked; pass dimensions= as well, "
             "the length of its vectors"
         )
-    # Offered twice, so that a family which leaves the default out sends what the caller chose.
-    return Model(id=name, family=known, offers=(0, dimensions), dimensions=dimensions)
+    # Offered twice, so that a format which leaves the default out sends what the caller chose.
+    return Model(id=name, wire_format=known, offers=(0, dimensions), dimensions=dimensions)
 
 
 def _unknown(name: str, provider: Provider, base_model: str | None) -> str:

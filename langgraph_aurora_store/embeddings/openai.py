@@ -24,7 +24,7 @@ from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.openai_errors import explain
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.request_flow import Delay, Send
-from langgraph_aurora_store.embeddings.requests import Answer, Request
+from langgraph_aurora_store.embeddings.requests import Request, RequestResult
 from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import (
     EmbeddingAccessError,
@@ -135,25 +135,25 @@ class OpenAIEmbeddings(ServiceEmbeddings):
         return await asyncio.to_thread(decoded, content)
 
     @override
-    async def _agather(self, requests: tuple[Request, ...]) -> list[Answer]:
-        answers: dict[int, Answer] = {}
+    async def _agather(self, requests: tuple[Request, ...]) -> list[RequestResult]:
+        answers: dict[int, RequestResult] = {}
         waiting = iter(enumerate(requests))
 
-        async def lane() -> None:
-            for place, request in waiting:
-                answers[place] = await self._aperform(request)
+        async def worker() -> None:
+            for position, request in waiting:
+                answers[position] = await self._aperform(request)
 
         width = min(len(requests), self._options.max_concurrency)
-        lanes = [asyncio.ensure_future(lane()) for _ in range(width)]
+        workers = [asyncio.ensure_future(worker()) for _ in range(width)]
         try:
-            await asyncio.gather(*lanes)
+            await asyncio.gather(*workers)
         finally:
-            for task in lanes:
+            for task in workers:
                 task.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
-        return [answers[place] for place in range(len(requests))]
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [answers[position] for position in range(len(requests))]
 
-    async def _aperform(self, request: Request) -> Answer:
+    async def _aperform(self, request: Request) -> RequestResult:
         """The asyncio twin of ``_perform``; cancelling the task ends it."""
         steps = self._request_flow.steps(request)
         reply: object = None
@@ -170,7 +170,7 @@ class OpenAIEmbeddings(ServiceEmbeddings):
             return None
         try:
             return await self._asend(step.request)
-        except Exception as error:  # explained by the exchange
+        except Exception as error:  # explained by the request flow
             return error
 
     @override

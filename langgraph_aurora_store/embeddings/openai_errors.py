@@ -22,22 +22,22 @@ SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_
 
 
 def explain(error: Exception, *, model: str, secrets: Sequence[str]) -> Failure:
-    """The fault behind an exception of ``embeddings.create``, or of reading its answer."""
+    """The failure behind an exception of ``embeddings.create``, or of reading its answer."""
     if isinstance(error, AuroraStoreError):
         return Failure(error=error)
     import openai
 
     where = f"OpenAI model {model}"
     if isinstance(error, openai.APIStatusError):
-        fault = _refused(error, where, secrets)
+        failure = _refused(error, where, secrets)
     elif isinstance(error, openai.APIConnectionError):
         kind = type(error.__cause__ or error).__name__
-        fault = Failure(error=EmbeddingError(f"{where} did not answer ({kind})"), transient=True)
+        failure = Failure(error=EmbeddingError(f"{where} did not answer ({kind})"), transient=True)
     else:
         said = service_words(str(error), secrets)
-        fault = Failure(error=EmbeddingError(f"{where} failed: {type(error).__name__}: {said}"))
-    attach_cause(fault.error, error, secrets)
-    return fault
+        failure = Failure(error=EmbeddingError(f"{where} failed: {type(error).__name__}: {said}"))
+    attach_cause(failure.error, error, secrets)
+    return failure
 
 
 def _refused(error: APIStatusError, where: str, secrets: Sequence[str]) -> Failure:

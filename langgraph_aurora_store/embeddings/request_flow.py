@@ -1,4 +1,4 @@
-"""One request with all its attempts, as steps that a blocking and an asyncio driver can take."""
+"""One request with all its attempts, as steps that blocking and asyncio code can take."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeAlias
 from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.requests import (
-    Answer,
+    InputText,
     Request,
-    Text,
-    checked,
+    RequestResult,
     largest_token_count,
+    validate_vectors,
 )
 from langgraph_aurora_store.embeddings.retry import Clock, Failure, RateLimitedWarning, RetryBudget
 from langgraph_aurora_store.errors import AuroraStoreError, EmbeddingResponseError
@@ -40,7 +40,7 @@ class Delay(NamedTuple):
     seconds: float
 
 
-Steps: TypeAlias = Generator[Send | Delay, object, Answer]
+Steps: TypeAlias = Generator[Send | Delay, object, RequestResult]
 
 
 class RequestFlow(NamedTuple):
@@ -58,89 +58,100 @@ class RequestFlow(NamedTuple):
 
     def steps(self, request: Request) -> Steps:
         """The request until it is answered; raises `EmbeddingError` when it will not be."""
-        backoff = RetryBudget(self.clock, self.options.deadline_s)
+        budget = RetryBudget(self.clock, self.options.deadline_s)
         while True:
             reply = yield Send(request)
             if not isinstance(reply, Exception):
-                return Answer(self._vectors(reply, request), self._used(reply, request))
-            fault = self.explain(reply, request)
-            if fault.too_long and self.options.truncate == "warn":
-                return (yield from self._shortened(request, fault))
-            delay = backoff.delay_after(fault)
+                return RequestResult(
+                    self._vectors(reply, request), self._texts_used(reply, request)
+                )
+            failure = self.explain(reply, request)
+            if failure.too_long and self.options.truncate == "warn":
+                return (yield from self._with_less_text(request, failure))
+            delay = budget.delay_after(failure)
             if delay is None:
-                raise self._final(fault, backoff, request) from fault.error.__cause__
-            self._tell(reply, fault, backoff, delay)
+                raise self._final_error(failure, budget, request) from failure.error.__cause__
+            self._log_retry(reply, failure, budget, delay)
             yield Delay(delay)
 
-    def _tell(self, error: Exception, fault: Failure, backoff: RetryBudget, delay_s: float) -> None:
+    def _log_retry(
+        self, error: Exception, failure: Failure, budget: RetryBudget, delay_s: float
+    ) -> None:
         """Log a failed attempt: a warning at a request's first, which is not to flood the log."""
         model = self.model.id
-        if backoff.attempts == 1 and self.warnings.is_due():
-            kind = f"{type(error).__name__}: {fault.code}" if fault.code else type(error).__name__
+        if budget.attempts == 1 and self.warnings.is_due():
+            kind = (
+                f"{type(error).__name__}: {failure.code}" if failure.code else type(error).__name__
+            )
             logger.warning(
                 "%s: a request failed (%s) and is tried again; %.1f s are left of deadline_s=%g",
                 model,
                 kind,
-                backoff.left_s,
+                budget.left_s,
                 self.options.deadline_s,
             )
-        logger.debug("%s: attempt %d failed, next in %.2f s", model, backoff.attempts, delay_s)
+        logger.debug("%s: attempt %d failed, next in %.2f s", model, budget.attempts, delay_s)
 
-    def _shortened(self, request: Request, fault: Failure) -> Steps:
+    def _with_less_text(self, request: Request, failure: Failure) -> Steps:
         """The request again, with less of the text the service found too long."""
         if len(request.texts) > 1:
-            return (yield from self._apart(request, fault))
+            return (yield from self._split(request, failure))
         [text] = request.texts
-        share = MARGIN * min(fault.fits, 1.0) if fault.fits else BLIND_SHARE
+        share = MARGIN * min(failure.fits, 1.0) if failure.fits else BLIND_SHARE
         length = int(len(text.content) * share)
         if length < SHORTEST_CUT:
-            raise fault.error
+            raise failure.error
         return (yield from self.steps(request._replace(texts=(text.cut_to(length),))))
 
-    def _apart(self, request: Request, fault: Failure) -> Steps:
+    def _split(self, request: Request, failure: Failure) -> Steps:
         """The request in parts, each text that may be the long one alone."""
-        places = range(len(request.texts))
-        long = [place for place in places if self._may_be_long(request.texts[place])]
-        parts = [[place for place in places if place not in long], *([place] for place in long)]
+        positions = range(len(request.texts))
+        long = [position for position in positions if self._may_be_long(request.texts[position])]
+        parts = [
+            [position for position in positions if position not in long],
+            *([position] for position in long),
+        ]
         if not long:
-            raise fault.error
+            raise failure.error
         vectors: dict[int, list[float]] = {}
         texts = dict(enumerate(request.texts))
         for part in filter(None, parts):
-            smaller = request._replace(texts=tuple(request.texts[place] for place in part))
+            smaller = request._replace(texts=tuple(request.texts[position] for position in part))
             answer = yield from self.steps(smaller)
             vectors.update(zip(part, answer.vectors, strict=True))
             texts.update(zip(part, answer.texts, strict=True))
-        return Answer([vectors[place] for place in places], tuple(texts.values()))
+        return RequestResult([vectors[position] for position in positions], tuple(texts.values()))
 
-    def _may_be_long(self, text: Text) -> bool:
-        family = self.model.family
-        limit = family.max_tokens or family.max_chars or 0
-        return largest_token_count(text.content, family) >= limit
+    def _may_be_long(self, text: InputText) -> bool:
+        wire_format = self.model.wire_format
+        limit = wire_format.max_tokens or wire_format.max_chars or 0
+        return largest_token_count(text.content, wire_format) >= limit
 
-    def _used(self, answer: object, request: Request) -> tuple[Text, ...]:
+    def _texts_used(self, answer: object, request: Request) -> tuple[InputText, ...]:
         """The request's texts, cut where the service says that it cut one itself."""
-        length = self.model.family.used(answer)
+        length = self.model.wire_format.used(answer)
         return tuple(text.cut_to(length) for text in request.texts) if length else request.texts
 
     def _vectors(self, answer: object, request: Request) -> list[list[float]]:
         try:
-            vectors = self.model.family.read(answer)
+            vectors = self.model.wire_format.read(answer)
         except LookupError as error:
             raise EmbeddingResponseError(
                 f"{self.model.id} answered without vectors: there is nothing at {error.args[0]}"
             ) from None
-        return checked(vectors, request, self.model)
+        return validate_vectors(vectors, request, self.model)
 
-    def _final(self, fault: Failure, backoff: RetryBudget, request: Request) -> AuroraStoreError:
-        if fault.too_long and len(request.texts) == 1:
-            return type(fault.error)(f"{request.texts[0].label}: {fault.error}")
-        if not fault.transient:
-            return fault.error
-        remedy = f". {fault.remedy}" if fault.remedy else ""
-        final = type(fault.error)(
-            f"{fault.error}; gave up after {backoff.attempts} attempt(s) in "
-            f"{backoff.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g}){remedy}"
+    def _final_error(
+        self, failure: Failure, budget: RetryBudget, request: Request
+    ) -> AuroraStoreError:
+        if failure.too_long and len(request.texts) == 1:
+            return type(failure.error)(f"{request.texts[0].label}: {failure.error}")
+        if not failure.transient:
+            return failure.error
+        remedy = f". {failure.remedy}" if failure.remedy else ""
+        final = type(failure.error)(
+            f"{failure.error}; gave up after {budget.attempts} attempt(s) in "
+            f"{budget.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g}){remedy}"
         )
-        final.__dict__.update(fault.error.__dict__)
+        final.__dict__.update(failure.error.__dict__)
         return final

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from langgraph_aurora_store.embeddings.formats import Family, Purpose, Truncate
+from langgraph_aurora_store.embeddings.formats import Purpose, Truncate, WireFormat
 from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.errors import EmbeddingError, EmbeddingResponseError
@@ -19,7 +19,7 @@ MENTIONED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class InputText:
     """One distinct text of a call: what to send of it, and how to name it without quoting it."""
 
     content: str = field(repr=False)
@@ -31,7 +31,7 @@ class Text:
         """Whether less than the whole text is sent."""
         return len(self.content) < self.length
 
-    def cut_to(self, length: int) -> Text:
+    def cut_to(self, length: int) -> InputText:
         """This text with no more than its first ``length`` characters to send."""
         return replace(self, content=self.content[:length])
 
@@ -39,7 +39,7 @@ class Text:
 class Request(NamedTuple):
     """The texts of one request to the service."""
 
-    texts: tuple[Text, ...]
+    texts: tuple[InputText, ...]
     purpose: Purpose
 
     @property
@@ -49,53 +49,55 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RequestResult:
     """The vectors of one request, and the texts as they were sent in the end."""
 
     vectors: list[list[float]] = field(repr=False)
-    texts: tuple[Text, ...]
+    texts: tuple[InputText, ...]
 
 
-class Plan(NamedTuple):
-    """One call's requests, and the place of each text's vector in their answers."""
+class RequestPlan(NamedTuple):
+    """One call's requests, and the position of each text's vector in their answers."""
 
     requests: tuple[Request, ...]
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
-    def assemble(self, answers: Sequence[Answer]) -> list[list[float]]:
+    def assemble(self, answers: Sequence[RequestResult]) -> list[list[float]]:
         """A vector for each text of the call, in its order; equal texts get a copy each."""
         vectors = [vector for answer in answers for vector in answer.vectors]
         given: set[int] = set()
         found = []
-        for place in self.places:
-            found.append(vectors[place].copy() if place in given else vectors[place])
-            given.add(place)
+        for position in self.positions:
+            found.append(vectors[position].copy() if position in given else vectors[position])
+            given.add(position)
         return found
 
 
-def plan(texts: Sequence[str], purpose: Purpose, model: Model, options: Options) -> Plan:
+def plan_requests(
+    texts: Sequence[str], purpose: Purpose, model: Model, options: Options
+) -> RequestPlan:
     """Split ``texts`` into requests, each distinct text once, cut to what the model takes.
 
     Raises `EmbeddingError` for an empty text, and for one over the model's character limit where
     ``truncate`` is ``"error"``.
     """
     truncate = options.truncate
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
     first = {text: position for position, text in reversed(list(enumerate(texts)))}
     distinct = [
         _text(text, "the query" if purpose == "query" else label_of(first[text]), model, truncate)
-        for text in places
+        for text in positions
     ]
     requests = tuple(
-        Request(tuple(distinct[place] for place in batch), purpose)
+        Request(tuple(distinct[position] for position in batch), purpose)
         for batch in batches(
-            [text.content for text in distinct], model.family, lanes=options.max_concurrency
+            [text.content for text in distinct], model.wire_format, workers=options.max_concurrency
         )
     )
-    return Plan(requests, tuple(places[text] for text in texts))
+    return RequestPlan(requests, tuple(positions[text] for text in texts))
 
 
-def describe_cuts(answers: Sequence[Answer], model: Model) -> str:
+def describe_cuts(answers: Sequence[RequestResult], model: Model) -> str:
     """A sentence that names the texts that were cut, or an empty one."""
     cut = [text for answer in answers for text in answer.texts if text.is_cut]
     if not cut:
@@ -108,7 +110,9 @@ def describe_cuts(answers: Sequence[Answer], model: Model) -> str:
     return f"{len(cut)} text(s) over the limit of {model.id} were cut: {named}{more}"
 
 
-def checked(vectors: Sequence[object], request: Request, model: Model) -> list[list[float]]:
+def validate_vectors(
+    vectors: Sequence[object], request: Request, model: Model
+) -> list[list[float]]:
     """The vectors of one answer, if they are what was asked for.
 
     Raises `EmbeddingResponseError` for another count or length, and for numbers that are none.
@@ -122,24 +126,26 @@ def checked(vectors: Sequence[object], request: Request, model: Model) -> list[l
     ]
 
 
-def _text(content: str, label: str, model: Model, truncate: Truncate) -> Text:
+def _text(content: str, label: str, model: Model, truncate: Truncate) -> InputText:
     if not content:
         raise EmbeddingError(
             f"{label} is empty: there is nothing to embed, and {model.id} refuses it. "
             "Leave it out, or store the item with index=False"
         )
-    limit = model.family.max_chars
+    limit = model.wire_format.max_chars
     if truncate == "warn":
-        return Text(content, label, len(content)).cut_to(fitting_length(content, model.family))
+        return InputText(content, label, len(content)).cut_to(
+            fitting_length(content, model.wire_format)
+        )
     if limit is not None and len(content) > limit:
         raise EmbeddingError(
             f"{label} has {len(content):,} characters, over the limit of {limit:,} of {model.id}; "
             'shorten it, split it, or pass truncate="warn" to have it cut'
         )
-    return Text(content, label, len(content))
+    return InputText(content, label, len(content))
 
 
-def _numbers(vector: object, text: Text, model: Model) -> list[float]:
+def _numbers(vector: object, text: InputText, model: Model) -> list[float]:
     length = len(vector) if isinstance(vector, list) else None
     if not isinstance(vector, list) or length != model.dimensions:
         found = f"{length} numbers" if length is not None else "no list of numbers"
@@ -168,7 +174,7 @@ BYTES_PER_TOKEN = 2.0
 # Fewer texts than this are not split for the sake of sending them side by side.
 WORTH_A_REQUEST = 128
 
-# Patterns as text, which nobody waits for who never needs them.
+# Text, not compiled patterns: only a refusal needs them.
 _MEASURES = (
     # Titan: "Too many input tokens. Max input tokens: 8192, request input token count: 9875"
     r"(?i)max input tokens: (?P<limit>\d+), request input token count: (?P<given>\d+)",
@@ -183,15 +189,15 @@ _TOO_LONG = (
 )
 
 
-def fitting_length(text: str, family: Family) -> int:
+def fitting_length(text: str, wire_format: WireFormat) -> int:
     """How many characters of ``text`` to send: exact where the model counts characters.
 
     A limit in tokens is estimated at the average of English prose, so that no more is lost than
     needed; a service that still finds the text too long says so, and `accepted_share` reads it.
     """
-    length = min(len(text), family.max_chars or len(text))
+    length = min(len(text), wire_format.max_chars or len(text))
     # A service that reports its own cut knows its tokens better than an estimate does.
-    limit = None if family.cut_at else family.max_tokens
+    limit = None if wire_format.cut_at else wire_format.max_tokens
     if limit is None or _tokens(text[:length]) <= limit:
         return length
     if text.isascii():
@@ -199,10 +205,10 @@ def fitting_length(text: str, family: Family) -> int:
     return _longest_prefix(text[:length], limit)
 
 
-def largest_token_count(text: str, family: Family) -> int:
+def largest_token_count(text: str, wire_format: WireFormat) -> int:
     """A number of tokens ``text`` cannot exceed: a token holds at least one byte."""
     size = len(text.encode("utf-8", "surrogatepass"))
-    return min(size, family.max_tokens or size)
+    return min(size, wire_format.max_tokens or size)
 
 
 def says_too_long(message: str) -> bool:
@@ -218,17 +224,17 @@ def accepted_share(message: str) -> float | None:
     return None
 
 
-def batches(texts: Sequence[str], family: Family, *, lanes: int) -> Iterator[list[int]]:
-    """Positions of ``texts`` in requests that stay within the family's count and size.
+def batches(texts: Sequence[str], wire_format: WireFormat, *, workers: int) -> Iterator[list[int]]:
+    """Positions of ``texts`` in requests that stay within the format's count and size.
 
-    Requests are smaller than they may be where all ``lanes`` can then work at the same time.
+    Requests are smaller than they may be where all ``workers`` can then work at the same time.
     """
-    most = min(family.texts, max(WORTH_A_REQUEST, math.ceil(len(texts) / lanes)))
+    most = min(wire_format.texts, max(WORTH_A_REQUEST, math.ceil(len(texts) / workers)))
     batch: list[int] = []
     tokens = 0
     for position, text in enumerate(texts):
-        size = largest_token_count(text, family) if family.request_tokens else 0
-        full = len(batch) == most or tokens + size > (family.request_tokens or 0)
+        size = largest_token_count(text, wire_format) if wire_format.request_tokens else 0
+        full = len(batch) == most or tokens + size > (wire_format.request_tokens or 0)
         if batch and full:
             yield batch
             batch, tokens = [], 0

@@ -96,13 +96,13 @@ class RetryBudget:
         """Seconds until the deadline."""
         return self._deadline_s - self.elapsed_s
 
-    def delay_after(self, fault: Failure) -> float | None:
+    def delay_after(self, failure: Failure) -> float | None:
         """Seconds to wait before the next attempt, or None where there should be none."""
         self.attempts += 1
-        if not fault.transient:
+        if not failure.transient:
             return None
         longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.attempts - 1))
-        delay = self._clock.chance() * longest + (fault.retry_after_s or 0.0)
+        delay = self._clock.chance() * longest + (failure.retry_after_s or 0.0)
         return delay if self.elapsed_s + delay < self._deadline_s else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
-from langgraph_aurora_store.embeddings.formats import FAMILIES
+from langgraph_aurora_store.embeddings.formats import WIRE_FORMATS
 from langgraph_aurora_store.embeddings.models import MODELS, Model
 from langgraph_aurora_store.embeddings.requests import CHARS_PER_TOKEN
 
@@ -15,15 +15,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "embeddings.md").read_text(encoding
 
 
 def model_row(model: Model) -> str:
-    family = model.family
-    limits = [f"{family.max_chars:,} characters"] if family.max_chars else []
-    limits += [f"{family.max_tokens:,} tokens"] if family.max_tokens else []
-    batch = f"{family.texts:,}"
-    if family.request_tokens:
-        batch += f" and {family.request_tokens:,} tokens"
-    told = " / ".join(f"`{word}`" for word in family.purposes if word) or "no"
+    wire_format = model.wire_format
+    limits = [f"{wire_format.max_chars:,} characters"] if wire_format.max_chars else []
+    limits += [f"{wire_format.max_tokens:,} tokens"] if wire_format.max_tokens else []
+    batch = f"{wire_format.texts:,}"
+    if wire_format.request_tokens:
+        batch += f" and {wire_format.request_tokens:,} tokens"
+    told = " / ".join(f"`{word}`" for word in wire_format.purposes if word) or "no"
     return (
-        f"| `{family.provider}:{model.id}` | {model.choice} | {', '.join(limits)} | {batch} "
+        f"| `{wire_format.provider}:{model.id}` | {model.choice} | {', '.join(limits)} | {batch} "
         f"| {told} | {model.source} |"
     )
 
@@ -37,7 +37,7 @@ def test_each_model_has_its_row(model: Model) -> None:
 def test_no_other_model_has_a_row() -> None:
     """A model that is gone from the code is gone from the page."""
     rows = re.findall(r"^\| `((?:bedrock|openai):[^`]+)`", PAGE, re.MULTILINE)
-    assert rows == [f"{model.family.provider}:{model.id}" for model in MODELS.values()]
+    assert rows == [f"{model.wire_format.provider}:{model.id}" for model in MODELS.values()]
 
 
 @pytest.mark.parametrize("embeddings", [BedrockEmbeddings, OpenAIEmbeddings])
@@ -52,7 +52,7 @@ def test_each_option_is_told_with_its_default(embeddings: type) -> None:
 
 def test_each_family_is_named() -> None:
     """Whoever describes a model of their own finds the families."""
-    assert [name for name in FAMILIES if f"`{name}`" not in PAGE] == []
+    assert [name for name in WIRE_FORMATS if f"`{name}`" not in PAGE] == []
 
 
 def test_the_estimate_is_told() -> None:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("sessions_without_moto")
 
 TITAN = "amazon.titan-embed-text-v2:0"
 PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/a1b2c3"
-MODEL_IDS = [model.id for model in MODELS.values() if model.family.provider == "bedrock"]
+MODEL_IDS = [model.id for model in MODELS.values() if model.wire_format.provider == "bedrock"]
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
 NOWHERE = "http://127.0.0.1:9"
 # As ours: one attempt, as the retries are not botocore's.

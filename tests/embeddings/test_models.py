@@ -8,7 +8,7 @@ import pytest
 
 from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
-from langgraph_aurora_store.embeddings.formats import FAMILIES
+from langgraph_aurora_store.embeddings.formats import WIRE_FORMATS
 from langgraph_aurora_store.embeddings.models import MODELS, Model, find_model
 from langgraph_aurora_store.errors import ConfigurationError
 from tests.support.bedrock_service import Bedrock
@@ -57,7 +57,7 @@ def embeddings_for(
     model: Model, bedrock: Bedrock, openai: OpenAI, dimensions: int | None = None
 ) -> ServiceEmbeddings:
     """The embeddings of a model, at the local twin of its service."""
-    if model.family.provider == "openai":
+    if model.wire_format.provider == "openai":
         return OpenAIEmbeddings(
             model.id, dimensions=dimensions, api_key=openai.key, base_url=openai.base_url
         )
@@ -233,7 +233,7 @@ def test_no_id_is_mistaken_for_another() -> None:
 
 def test_every_model_and_family_is_keyed_by_its_name() -> None:
     """The tables hold each entry under its own name, and each model starts at its default."""
-    assert all(name == family.name for name, family in FAMILIES.items())
+    assert all(name == wire_format.name for name, wire_format in WIRE_FORMATS.items())
     assert all(
         name == model.id and model.dimensions == model.offers[0] and model.source
         for name, model in MODELS.items()

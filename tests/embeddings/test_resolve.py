@@ -18,8 +18,8 @@ from langgraph_aurora_store.errors import ConfigurationError
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.id)
 def test_a_known_model_by_name_brings_its_dimensions(model: object) -> None:
     """``dims`` may be left out for every model of the table."""
-    assert hasattr(model, "family")
-    resolved = resolve(f"{model.family.provider}:{model.id}")
+    assert hasattr(model, "wire_format")
+    resolved = resolve(f"{model.wire_format.provider}:{model.id}")
     assert resolved.dims == model.offers[0]
     assert isinstance(resolved.embeddings, BedrockEmbeddings | OpenAIEmbeddings)
 

@@ -31,7 +31,7 @@ def services() -> Iterator[tuple[Bedrock, OpenAI]]:
 
 def embeddings_for(model: Model, services: tuple[Bedrock, OpenAI]) -> ServiceEmbeddings:
     bedrock, openai = services
-    if model.family.provider == "openai":
+    if model.wire_format.provider == "openai":
         return OpenAIEmbeddings(model.id, api_key=openai.key, base_url=openai.base_url)
     return BedrockEmbeddings(model.id, session=SESSION, endpoint_url=bedrock.url)
 
