@@ -7,6 +7,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV := $(BIN)/uv --quiet
 
+# WORKERS=2 runs the tests in two processes, each with a local Aurora. Tests of timing may fail where
+# nothing is left of a machine's cores.
+WORKERS ?= 0
+PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
+
 # The oldest pgvector-python that is allowed, the last of 0.4, and that of constraints.txt.
 PGVECTORS := 0.3.6 0.4.2 0.5.1
 LOWEST := .venv-lowest$(VERSION)
@@ -35,10 +40,10 @@ demo: $(VENV)/.demo
 	@$(BIN)/python examples/quickstart/demo.py
 
 test: $(VENV)/.upstream
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/$(PYTEST) $(ARGS)
 
 test-lowest: $(LOWEST)/.made
-	@$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) $(ARGS)
+	@$(LOWEST)/bin/$(PYTEST) $(LOWEST_TESTS) $(ARGS)
 
 # langchain-postgres is the neighbour that asks for the oldest of them.
 test-pgvector: $(LOWEST)/.made
@@ -46,7 +51,7 @@ test-pgvector: $(LOWEST)/.made
 	@for version in $(PGVECTORS); do \
 	  echo "pgvector $$version"; \
 	  $(UV) pip install --python $(LOWEST)/bin/python pgvector==$$version || exit 1; \
-	  $(LOWEST)/bin/python -m pytest $(PGVECTOR_TESTS) $(ARGS) || exit 1; \
+	  $(LOWEST)/bin/$(PYTEST) $(PGVECTOR_TESTS) $(ARGS) || exit 1; \
 	done
 	@rm $(LOWEST)/.made  # it holds the newest now
 
@@ -70,7 +75,7 @@ $(VENV)/.pip: $(BIN)/python constraints.txt
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	@echo "installing the package with its extras"
-	@$(PIP) install -c constraints.txt -e '.[all]'
+	@$(PIP) install -c constraints.txt -e '.[all]' --group examples
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -58,7 +58,8 @@ def test_the_examples_run() -> None:
 
 def test_the_picture_is_drawn_from_todays_imports() -> None:
     """``python docs/draw_rooms.py`` draws it again."""
-    assert draw_rooms.PICTURE.read_text() == draw_rooms.svg()
+    is_current = draw_rooms.PICTURE.read_text() == draw_rooms.svg()
+    assert is_current, "imports or a room's first line have changed: python docs/draw_rooms.py"
 
 
 def test_the_picture_shows_every_room() -> None:
