@@ -17,19 +17,24 @@ T = TypeVar("T")
 
 # Of a caller that says nothing of its time: longer than any source takes that answers at all.
 _UNBOUNDED_CALLERS_WAIT_S = 30.0
-_wait_s: ContextVar[float] = ContextVar(
-    "langgraph_aurora_store_wait_s", default=_UNBOUNDED_CALLERS_WAIT_S
-)
+_deadline: ContextVar[float | None] = ContextVar("langgraph_aurora_store_deadline", default=None)
 
 
 @contextmanager
 def wait_at_most(seconds: float) -> Iterator[None]:
-    """Have each `SingleFlight.call` of this block give up after so many seconds."""
-    token = _wait_s.set(seconds)
+    """Have the `SingleFlight.call`s of this block give up after so many seconds in all."""
+    token = _deadline.set(time.monotonic() + seconds)
     try:
         yield
     finally:
-        _wait_s.reset(token)
+        _deadline.reset(token)
+
+
+def _left_s() -> float:
+    deadline = _deadline.get()
+    if deadline is None:
+        return _UNBOUNDED_CALLERS_WAIT_S
+    return max(deadline - time.monotonic(), 0.0)
 
 
 class SingleFlight(Generic[T]):
@@ -74,7 +79,7 @@ class SingleFlight(Generic[T]):
             if outcome is None or outcome.done():
                 outcome = self._start(work)
             age_s = time.monotonic() - self._begun_at
-        left_s = _wait_s.get()
+        left_s = _left_s()
         if wait_s is not None:
             left_s = min(left_s, max(wait_s - age_s, 0.0))
         if not wait([outcome], left_s).done:

@@ -114,7 +114,7 @@ class AsyncPooledConnection(AsyncAuroraConnection):
 
 
 def _source_wait_s(settings: PoolSettings) -> float:
-    """How long one attempt waits for credentials, a secret or a lookup, each.
+    """How long one attempt waits for credentials, a secret and a lookup in all.
 
     Short, so that a caller learns of what hangs within its time, and that closing does not wait;
     the call itself goes on, and the next attempt waits for the same one.

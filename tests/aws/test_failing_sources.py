@@ -136,7 +136,10 @@ def is_waiting(thread: threading.Thread, before: set[threading.Thread]) -> bool:
 
 
 def assert_that_it_says(error: CredentialsError, source: Source) -> None:
-    assert re.search(source.says, str(error)), str(error)
+    says = source.says
+    if source.is_transient:  # on a busy machine the last attempt may not have been answered
+        says = f"{says}|{says.partition('.*')[0]}.*no answer yet"
+    assert re.search(says, str(error)), str(error)
     assert error.is_transient == source.is_transient
 
 
