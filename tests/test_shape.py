@@ -149,6 +149,7 @@ DIFFERENT = {
     "AsyncLazyPool.get": "a pool for each loop",
     "AsyncLazyPool.close": "a pool for each loop",
     "AsyncPooledConnection._attempt": "looking up and signing run in a thread",
+    "AsyncAuroraPool.close": "psycopg_pool waits for each thread, but for all tasks at once",
 }
 RENAMED = {
     "AbstractAsyncContextManager": "AbstractContextManager",

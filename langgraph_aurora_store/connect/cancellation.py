@@ -78,12 +78,24 @@ async def run_shielded(
         raise
 
 
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
 class CancellablePool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
     """An asyncio pool whose workers end when cancelled, and which loses no connection to it.
 
     psycopg_pool 3.3 takes the cancellation for an attempt that failed, so ``asyncio.run()`` would
     wait for the worker for ever. It also takes a connection back in steps; see `plain_pool`.
     """
+
+    def __del__(self) -> None:
+        # psycopg_pool 3.3 leaves the tasks of a collected asyncio pool to its loop.
+        if not getattr(self, "_closed", True):
+            tasks = [*self._workers, *([self._sched_runner] if self._sched_runner else [])]
+            with suppress(RuntimeError):  # the loop is closed, and has ended them
+                tasks[0].get_loop().call_soon_threadsafe(_cancel, tasks)
 
     @override
     async def _putconn(self, conn: AsyncAuroraConnection, from_getconn: bool) -> None:

@@ -132,6 +132,11 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(error, ConnectError) and bool(re.search(_NO_WAY, str(error)))
 
 
+def is_resuming(error: BaseException) -> bool:
+    """Whether the port was open and nothing answered, as while a cluster resumes or is overrun."""
+    return isinstance(error, ConnectTimeoutError) and _OPEN in str(error)
+
+
 def is_port_closed(error: BaseException) -> bool:
     """Whether the host answered that nothing listens at the port."""
     return type(error) is ConnectError and bool(re.search(_CLOSED, str(error)))

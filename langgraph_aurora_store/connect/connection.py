@@ -10,7 +10,10 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from typing import Any, Self, TypeAlias
 
 import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import ExecStatus
 from psycopg.rows import TupleRow
+from psycopg.waiting import READY_NONE, READY_R, WAIT_R, WAIT_RW
 from typing_extensions import override
 
 from langgraph_aurora_store.connect.connect_errors import Target, is_timeout, translate
@@ -24,6 +27,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
 
     # By the wall clock: a monotonic one may stand still with a frozen sandbox.
     idle_since: float | None = None
+    target: Target | None = None
 
     @override
     @classmethod
@@ -36,12 +40,15 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
             ConnectError: the attempt failed; a leaf says why.
         """
         try:
-            return super().connect(conninfo, **kwargs)
+            connection = super().connect(conninfo, **kwargs)
         except psycopg.OperationalError as error:
             if target is None:
                 raise
             port_is_open = is_timeout(error) and _is_open(target)
             refusal = translate(error, target, port_is_open=port_is_open)
+        else:
+            connection.target = target
+            return connection
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
 
@@ -50,6 +57,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
     """The asyncio twin of `AuroraConnection`."""
 
     idle_since: float | None = None
+    target: Target | None = None
 
     @override
     @classmethod
@@ -62,12 +70,15 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
             ConnectError: the attempt failed; a leaf says why.
         """
         try:
-            return await super().connect(conninfo, **kwargs)
+            connection = await super().connect(conninfo, **kwargs)
         except psycopg.OperationalError as error:
             if target is None:
                 raise
             port_is_open = is_timeout(error) and await _is_open_async(target)
             refusal = translate(error, target, port_is_open=port_is_open)
+        else:
+            connection.target = target
+            return connection
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
 
@@ -78,6 +89,11 @@ AsyncConn: TypeAlias = psycopg.AsyncConnection[Any]
 # How code gets a connection for a block: from a pool, or the only one of a store.
 Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
 AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
+
+
+def serves_reads_only(connection: AnyConnection) -> bool:
+    """Whether a connection was made to an endpoint that is a reader by its name."""
+    return connection.target is not None and connection.target.kind == "reader"
 
 
 def has_pending_input(connection: psycopg.BaseConnection[Any]) -> bool:
@@ -91,6 +107,34 @@ def has_pending_input(connection: psycopg.BaseConnection[Any]) -> bool:
     listener = select.poll()
     listener.register(connection.fileno(), select.POLLIN)
     return bool(listener.poll(0))
+
+
+# How long a connection may take to answer a check: hundreds of round trips within a region. So a
+# silent link is found also where a kernel on the way still acknowledges what is sent.
+CHECK_TIMEOUT_S = 2.0
+
+
+def round_trip(connection: psycopg.BaseConnection[Any]) -> PQGen[None]:
+    """Send an empty query and read its answer, for ``connection.wait(..., CHECK_TIMEOUT_S)``.
+
+    Not ``execute("")``, which psycopg would prepare first and wait for without a bound.
+
+    Raises:
+        psycopg.OperationalError: the connection is lost, or silent.
+    """
+    pgconn = connection.pgconn
+    pgconn.send_query(b"")
+    while True:
+        ready = yield WAIT_RW if pgconn.flush() else WAIT_R
+        if ready == READY_NONE:
+            raise psycopg.OperationalError(f"no answer within {CHECK_TIMEOUT_S:.0f} s")
+        if ready & READY_R:
+            pgconn.consume_input()
+        while not pgconn.is_busy():
+            if (result := pgconn.get_result()) is None:
+                return
+            if result.status != ExecStatus.EMPTY_QUERY:
+                raise psycopg.OperationalError(result.get_error_message())
 
 
 # A dial that is not answered within this is not answered within a region.

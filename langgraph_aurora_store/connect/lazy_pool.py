@@ -9,7 +9,13 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
-from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
+import psycopg
+
+from langgraph_aurora_store.connect.connection import (
+    AsyncAuroraConnection,
+    AuroraConnection,
+    serves_reads_only,
+)
 from langgraph_aurora_store.connect.conninfo import ConnectionFactory
 from langgraph_aurora_store.connect.pool import (
     AsyncAuroraPool,
@@ -57,13 +63,20 @@ class LazyPool:
         with ExitStack() as stack:
             while True:
                 try:
-                    pooled = self.get().connection(deadline - time.monotonic())
+                    pool = self.get()
+                    pooled = pool.connection(deadline - time.monotonic())
                     connection = stack.enter_context(pooled)
                     break
                 except PoolClosedError:
                     if time.monotonic() >= deadline:
                         raise
-            yield connection
+            try:
+                yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:
+                # What was the writer is one no more; its older links lead there too.
+                if not serves_reads_only(connection):
+                    pool.renew_older(connection)
+                raise
 
     def close(self) -> None:
         """Close this process's pool, if there is one."""
@@ -109,13 +122,20 @@ class AsyncLazyPool:
         async with AsyncExitStack() as stack:
             while True:
                 try:
-                    pooled = (await self.get()).connection(deadline - time.monotonic())
+                    pool = await self.get()
+                    pooled = pool.connection(deadline - time.monotonic())
                     connection = await stack.enter_async_context(pooled)
                     break
                 except PoolClosedError:
                     if time.monotonic() >= deadline:
                         raise
-            yield connection
+            try:
+                yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:
+                # As in the blocking twin.
+                if not serves_reads_only(connection):
+                    await pool.renew_older(connection)
+                raise
 
     async def close(self) -> None:
         """Close the running loop's pool, if there is one."""

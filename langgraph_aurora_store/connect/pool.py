@@ -31,13 +31,16 @@ from typing_extensions import override
 
 from langgraph_aurora_store.connect.cancellation import CancellablePool
 from langgraph_aurora_store.connect.connection import (
+    CHECK_TIMEOUT_S,
     AsyncAuroraConnection,
     AuroraConnection,
     has_pending_input,
+    round_trip,
 )
 from langgraph_aurora_store.connect.conninfo import ConnectionFactory
 from langgraph_aurora_store.connect.pool_health import (
     POOL_ERRORS,
+    UNANSWERED_S,
     AcquireDeadline,
     ConnectFailure,
     OnlyAttempt,
@@ -62,6 +65,8 @@ from langgraph_aurora_store.connect.pooled_connection import (
 # | `_nconns`, `_growing` | has no public count of what is being made | spares are opened |
 # | `_sched.enter` | has no public timer | callers are failed too early |
 
+# How long `close` takes at most by default, also where nothing answers.
+CLOSE_S = 3.0
 # How long callers wait for another connection of the pool after one more was refused.
 _GRACE_S = 0.5
 
@@ -75,7 +80,7 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
     """
 
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
-        self.health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
+        self.health = PoolHealth(factory.name, settings)
         me = weakref.ref(self)  # a pool that referred to itself would outlive its last user
 
         def check(connection: AuroraConnection) -> None:
@@ -113,6 +118,17 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         self.health.returned(conn)
         super().putconn(conn)
 
+    def renew_older(self, conn: AuroraConnection) -> None:
+        """Close a connection to a demoted writer, and let go of all that were made before."""
+        conn.close()
+        if self.health.should_renew(conn):
+            self.drain()
+
+    @override
+    def close(self, timeout: float = CLOSE_S) -> None:
+        """Close within ``timeout`` seconds in all, whatever its workers wait for."""
+        super().close(timeout / (self.num_workers + 1))  # psycopg_pool waits for each thread
+
     @override
     def wait(self, timeout: float = 30.0) -> None:
         """Wait for the first connection, not for ``min_size``; raises what `getconn` raises."""
@@ -124,12 +140,12 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         Raises:
             psycopg.Error: it is dead.
         """
-        if not (self.health.is_idle_too_long(conn) or has_pending_input(conn)):
+        if not (self.health.needs_check(conn) or has_pending_input(conn)):
             return
         try:
-            # Not check_connection(): psycopg would prepare it first, at a round trip each time.
-            conn.execute("", prepare=False)
+            conn.wait(round_trip(conn), CHECK_TIMEOUT_S)
         except psycopg.Error:
+            conn.close()
             # Found one by one, its dead neighbours would cost the caller seconds of pauses.
             if self.health.should_renew(conn):
                 self.drain()
@@ -148,6 +164,13 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
                 if _is_spare(self):
                     self._nconns -= 1
                     return
+
+        health = self.health  # the timer keeps what it calls
+
+        def note() -> None:
+            health.note_unanswered()
+
+        self._sched.enter(UNANSWERED_S, note)
         super()._add_connection(OnlyAttempt(), growing)
 
     @override
@@ -179,7 +202,7 @@ class AsyncAuroraPool(CancellablePool):
     """The asyncio twin of `AuroraPool`, bound to the event loop it is opened in."""
 
     def __init__(self, factory: ConnectionFactory, settings: PoolSettings) -> None:
-        self.health = PoolHealth(factory.name, check_after_idle_s=settings.check_after_idle_s)
+        self.health = PoolHealth(factory.name, settings)
         me = weakref.ref(self)
 
         async def check(connection: AsyncAuroraConnection) -> None:
@@ -217,6 +240,17 @@ class AsyncAuroraPool(CancellablePool):
         self.health.returned(conn)
         await super().putconn(conn)
 
+    async def renew_older(self, conn: AsyncAuroraConnection) -> None:
+        """Close a connection to a demoted writer, and let go of all that were made before."""
+        await conn.close()
+        if self.health.should_renew(conn):
+            await self.drain()
+
+    @override
+    async def close(self, timeout: float = CLOSE_S) -> None:
+        """Close within ``timeout`` seconds in all, whatever its workers wait for."""
+        await super().close(timeout)
+
     @override
     async def wait(self, timeout: float = 30.0) -> None:
         """Wait for the first connection, not for ``min_size``; raises what `getconn` raises."""
@@ -228,12 +262,12 @@ class AsyncAuroraPool(CancellablePool):
         Raises:
             psycopg.Error: it is dead.
         """
-        if not (self.health.is_idle_too_long(conn) or has_pending_input(conn)):
+        if not (self.health.needs_check(conn) or has_pending_input(conn)):
             return
         try:
-            # Not check_connection(): psycopg would prepare it first, at a round trip each time.
-            await conn.execute("", prepare=False)
+            await conn.wait(round_trip(conn), CHECK_TIMEOUT_S)
         except psycopg.Error:
+            await conn.close()
             if self.health.should_renew(conn):
                 await self.drain()
             raise
@@ -253,6 +287,13 @@ class AsyncAuroraPool(CancellablePool):
                 if _is_spare(self):
                     self._nconns -= 1
                     return
+
+        health = self.health  # the timer keeps what it calls
+
+        async def note() -> None:
+            health.note_unanswered()
+
+        await self._sched.enter(UNANSWERED_S, note)
         await super()._add_connection(OnlyAttempt(), growing)
 
     @override

@@ -7,7 +7,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
@@ -16,10 +17,12 @@ from typing_extensions import override
 from langgraph_aurora_store.connect.connect_errors import (
     copy_for_raise,
     is_port_closed,
+    is_resuming,
     is_transient,
     is_unreachable,
 )
 from langgraph_aurora_store.connect.connection import AnyConnection
+from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     ClusterError,
@@ -32,10 +35,16 @@ from langgraph_aurora_store.errors import (
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.connect.patience")
 
+# How many connections a pool may begin to make at once; after these its rate counts.
+_LARGEST_BURST = 20
 _FIRST_REST_S = 0.05
 _LONGEST_REST_S = 0.5
 # How long a port is tried that was never open: a wrong one, or a server that is about to listen.
 _GRACE_S = 0.4
+# How long an attempt waits before that is said.
+UNANSWERED_S = 2.0
+# "Scaling to Zero ACUs with automatic pause and resume" in the Aurora user guide.
+RESUMING = "it may be resuming from a pause, which takes 15 s and, after a day, 30 s and more"
 # How psycopg_pool ends a wait without a connection.
 POOL_ERRORS = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests)
 
@@ -70,14 +79,17 @@ class PoolHealth:
     def __init__(
         self,
         name: str,
+        settings: PoolSettings,
         *,
-        check_after_idle_s: float | None,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.name = name
-        self._check_after_idle_s = check_after_idle_s
+        self._check_after_idle_s = settings.check_after_idle_s
+        self._burst = min(settings.max_size, _LARGEST_BURST)
+        self._interval_s = 1 / settings.max_connects_per_s
+        self._attempt_due_at = 0.0
         self._wall_clock = wall_clock
         self._clock = clock
         self._spread = spread
@@ -90,6 +102,9 @@ class PoolHealth:
         self._failing_since = 0.0
         self._rest_until = 0.0
         self._renewed_at = 0.0
+        self._suspected_at = 0.0
+        self._unanswered: dict[object, float] = {}
+        self._waits_for_cluster = False
 
     @property
     def last_error(self) -> Exception | None:
@@ -111,6 +126,36 @@ class PoolHealth:
             return True
         return is_port_closed(error) and self._clock() - self._failing_since < _GRACE_S
 
+    def throttle_s(self) -> float:
+        """How long to wait before the next attempt, so that a burst and a rate are kept."""
+        with self._lock:
+            now = self._clock()
+            due_at = max(self._attempt_due_at, now)
+            self._attempt_due_at = due_at + self._interval_s
+            return max(due_at - now - (self._burst - 1) * self._interval_s, 0.0)
+
+    @contextmanager
+    def unanswered_attempt(self) -> Iterator[None]:
+        """An attempt to connect, until it is answered or given up."""
+        attempt = object()
+        self._unanswered[attempt] = self._clock()
+        try:
+            yield
+        finally:
+            del self._unanswered[attempt]
+
+    def unanswered_s(self) -> float:
+        """For how long the oldest attempt under way has waited; 0 where there is none."""
+        begun_at = min(list(self._unanswered.values()), default=None)
+        return 0.0 if begun_at is None else self._clock() - begun_at
+
+    def note_unanswered(self) -> None:
+        """Say once that the cluster is waited for, where an attempt has waited for long."""
+        if self.unanswered_s() < UNANSWERED_S * 0.9 or self._waits_for_cluster:
+            return
+        self._waits_for_cluster = True
+        logger.info("pool %r waits for the cluster to answer: %s", self.name, RESUMING)
+
     def succeeded(self, connection: AnyConnection) -> None:
         """A connection was made, and idles until a caller asks for it."""
         connection.idle_since = self._wall_clock()
@@ -118,6 +163,7 @@ class PoolHealth:
             self.connections.add(connection)
             was_troubled = self._last_error is not None
             self._was_reached = True
+            self._waits_for_cluster = False
             self._last_error = None
             self._failures = 0
             self._rest_until = 0.0
@@ -136,7 +182,8 @@ class PoolHealth:
             if self.is_retryable(error):
                 longest = min(_FIRST_REST_S * 2 ** min(self._failures, 10), _LONGEST_REST_S)
                 self._rest_until = self._clock() + self._spread(longest / 2, longest)
-        level = logging.WARNING if is_news else logging.DEBUG
+        is_said = self._waits_for_cluster and is_resuming(error)
+        level = logging.WARNING if is_news and not is_said else logging.DEBUG
         logger.log(level, "pool %r: %s", self.name, error)
 
     def backoff_s(self) -> float:
@@ -145,12 +192,23 @@ class PoolHealth:
         return left_s if left_s > 0 and not self.is_alive() else 0.0
 
     def returned(self, connection: AnyConnection) -> None:
-        """A connection was given back, and idles from now on."""
-        connection.idle_since = self._wall_clock()
+        """A connection was given back, and idles from now on; a lost one makes others suspect."""
+        with self._lock:
+            if connection.closed and (connection.idle_since or 0.0) >= self._suspected_at:
+                self._suspected_at = self._wall_clock()
+            else:
+                connection.idle_since = self._wall_clock()
 
-    def is_idle_too_long(self, connection: AnyConnection) -> bool:
-        """Whether to try a connection before use; also when the clock was set back."""
-        if self._check_after_idle_s is None or connection.idle_since is None:
+    def needs_check(self, connection: AnyConnection) -> bool:
+        """Whether to check a connection before use: it idled for long, or another was lost since.
+
+        So it is also when the clock was set back.
+        """
+        if connection.idle_since is None:
+            return False
+        if connection.idle_since <= self._suspected_at:
+            return True
+        if self._check_after_idle_s is None:
             return False
         return not 0 <= self._wall_clock() - connection.idle_since <= self._check_after_idle_s
 
@@ -199,23 +257,29 @@ class AcquireDeadline:
                 f" {health.name!r}; ask again later, or raise max_waiting={max_waiting} or"
                 f" max_size={max_size} in PoolSettings"
             )
-        return self._timed_out(health.last_error, size=size, max_size=max_size)
+        return self._timed_out(health, size=size, max_size=max_size)
 
-    def _timed_out(
-        self, last_error: Exception | None, *, size: int, max_size: int
-    ) -> AuroraStoreError:
+    def _timed_out(self, health: PoolHealth, *, size: int, max_size: int) -> AuroraStoreError:
+        last_error = health.last_error
         if isinstance(last_error, ClusterError | CredentialsError):
             # What a connection is made with failed, and not the pool.
             failure = type(last_error)(f"{last_error}; waited for {self._timeout_s:.2f} s")
             failure.is_transient = last_error.is_transient
             failure.__cause__ = last_error.__cause__
             return failure
-        why = (
-            f"the last attempt to make one: {last_error}"
-            if last_error
-            else f"{size} of at most {max_size} exist and are in use or still being made; raise"
-            " max_size, or hold connections for shorter"
-        )
+        unanswered_s = health.unanswered_s()
+        if last_error:
+            why = f"the last attempt to make one: {last_error}"
+        elif not health.is_alive() and unanswered_s:
+            why = (
+                f"an attempt to make one has waited for {unanswered_s:.2f} s for the cluster to"
+                f" answer: {RESUMING}; wait for longer, timeout_s= in PoolSettings"
+            )
+        else:
+            why = (
+                f"{size} of at most {max_size} exist and are in use or still being made; raise"
+                " max_size, or hold connections for shorter"
+            )
         error = PoolTimeoutError(f"no connection within {self._timeout_s:.2f} s; {why}")
         error.__cause__ = last_error and copy_for_raise(last_error)
         return error

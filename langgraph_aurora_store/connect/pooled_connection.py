@@ -42,7 +42,7 @@ class PooledConnection(AuroraConnection):
         """
         begun_at = time.monotonic()
         try:
-            connection = cls._connect_or_retry(factory, settings)
+            connection = cls._connect_or_retry(factory, settings, health)
         except Exception as error:
             factory.refused(error)
             health.failed(error, begun_at=begun_at)
@@ -51,20 +51,26 @@ class PooledConnection(AuroraConnection):
         return connection
 
     @classmethod
-    def _connect_or_retry(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+    def _connect_or_retry(
+        cls, factory: ConnectionFactory, settings: PoolSettings, health: PoolHealth
+    ) -> Self:
         try:
-            return cls._attempt(factory, settings)
+            return cls._attempt(factory, settings, health)
         except AuthenticationError as error:
             # RDS refuses a valid token now and then, and a password may have been rotated.
             factory.refused(error)
             logger.info("pool %r tries again with fresh credentials: %s", factory.name, error)
-        return cls._attempt(factory, settings)
+        return cls._attempt(factory, settings, health)
 
     @classmethod
-    def _attempt(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+    def _attempt(
+        cls, factory: ConnectionFactory, settings: PoolSettings, health: PoolHealth
+    ) -> Self:
+        time.sleep(health.throttle_s())
         with wait_at_most(_source_wait_s(settings)):
             kwargs: dict[str, Any] = {**settings.kwargs(), **factory.kwargs()}
-        return super().connect(**kwargs)
+        with health.unanswered_attempt():
+            return super().connect(**kwargs)
 
 
 class AsyncPooledConnection(AsyncAuroraConnection):
@@ -87,7 +93,7 @@ class AsyncPooledConnection(AsyncAuroraConnection):
         """
         begun_at = time.monotonic()
         try:
-            connection = await cls._connect_or_retry(factory, settings)
+            connection = await cls._connect_or_retry(factory, settings, health)
         except Exception as error:
             factory.refused(error)
             health.failed(error, begun_at=begun_at)
@@ -96,21 +102,27 @@ class AsyncPooledConnection(AsyncAuroraConnection):
         return connection
 
     @classmethod
-    async def _connect_or_retry(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+    async def _connect_or_retry(
+        cls, factory: ConnectionFactory, settings: PoolSettings, health: PoolHealth
+    ) -> Self:
         try:
-            return await cls._attempt(factory, settings)
+            return await cls._attempt(factory, settings, health)
         except AuthenticationError as error:
             # As in the blocking twin.
             factory.refused(error)
             logger.info("pool %r tries again with fresh credentials: %s", factory.name, error)
-        return await cls._attempt(factory, settings)
+        return await cls._attempt(factory, settings, health)
 
     @classmethod
-    async def _attempt(cls, factory: ConnectionFactory, settings: PoolSettings) -> Self:
+    async def _attempt(
+        cls, factory: ConnectionFactory, settings: PoolSettings, health: PoolHealth
+    ) -> Self:
+        await asyncio.sleep(health.throttle_s())
         with wait_at_most(_source_wait_s(settings)):
             own = await asyncio.to_thread(factory.kwargs)
         kwargs: dict[str, Any] = {**settings.kwargs(), **own}
-        return await super().connect(**kwargs)
+        with health.unanswered_attempt():
+            return await super().connect(**kwargs)
 
 
 def _source_wait_s(settings: PoolSettings) -> float:

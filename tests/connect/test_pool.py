@@ -11,7 +11,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,6 +43,7 @@ from langgraph_aurora_store.errors import (
 )
 from langgraph_aurora_store.local import LocalAurora
 from tests.support import pool_cases as pools
+from tests.support.forwarder import Forwarder
 from tests.support.pool_cases import (
     AT_ONCE_S,
     SETTINGS,
@@ -84,52 +85,18 @@ def test_alias_of_an_endpoint_is_dialled(cluster: LocalAurora, open_pool: Open) 
 
 def test_tunnel_is_dialled_with_a_token_for_the_endpoints_own_port(open_pool: Open) -> None:
     """As through SSM: another local port than the endpoint's, which the token is for."""
-    with socket.create_server(("127.0.0.1", 0)) as tunnel, LocalAurora(export=False) as aurora:
-        local_port = tunnel.getsockname()[1]
-        with forwarding(tunnel, aurora.port):
-            given = {"database": aurora.database, "region": aurora.region, "port": local_port}
-            factory = connect(aurora, "127.0.0.1", endpoint=f"localhost:{aurora.port}", **given)
-            assert open_pool(factory).fetch() == aurora.user
-            assert aurora.refusals.total() == 0
-            factory = connect(aurora, "127.0.0.1", endpoint="localhost", **given)
-            error, _ = raised_by(open_pool(factory).fetch)
-            assert set(aurora.refusals) == {"wrong-port"}
+    with LocalAurora(export=False) as aurora, Forwarder(aurora.port) as tunnel:
+        local_port = tunnel.port
+        given = {"database": aurora.database, "region": aurora.region, "port": local_port}
+        factory = connect(aurora, "127.0.0.1", endpoint=f"localhost:{aurora.port}", **given)
+        assert open_pool(factory).fetch() == aurora.user
+        assert aurora.refusals.total() == 0
+        factory = connect(aurora, "127.0.0.1", endpoint="localhost", **given)
+        error, _ = raised_by(open_pool(factory).fetch)
+        assert set(aurora.refusals) == {"wrong-port"}
     assert isinstance(error, AuthenticationError)
     assert f"signed for localhost:{local_port}" in str(error)
     assert f"endpoint='localhost:5432' with it and keep port={local_port}" in str(error)
-
-
-@contextmanager
-def forwarding(listener: socket.socket, port: int) -> Iterator[None]:
-    """Forward each connection to a listener to a local port, as a tunnel does."""
-    links: list[socket.socket] = []
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65_536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", port))
-                links.extend((near, far))
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=pump, args=pair, daemon=True).start()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for link in links:
-            with suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
-            link.close()
 
 
 ENDPOINTS = {
