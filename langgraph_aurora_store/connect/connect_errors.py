@@ -49,7 +49,7 @@ _CLASSES: tuple[tuple[type[ConnectError], str], ...] = (
 # What a cluster says or does while it starts, stops, fails over or is full.
 _TRANSIENT = (
     r"(?i)the database system is|server closed the connection unexpectedly"
-    r"|connection reset|ssl connection has been closed|ssl syscall error|broken pipe"
+    r"|connection reset|ssl connection has been closed|ssl syscall error|unexpected eof|broken pipe"
     r"|too many (?:clients|connections)|remaining connection slots|terminating connection"
     r"|the connection is lost|the port is open|timed.out waiting to acquire database connection"
 )

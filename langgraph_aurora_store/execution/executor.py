@@ -131,14 +131,11 @@ class Executor:
                     mark = mark or self._marks.next(conn, step)
                     reply = self._attempt(conn, step, mark)
             except psycopg.Error as exc:
-                error = attempts.without_connection(exc)
-            else:
-                if not isinstance(reply, Failure):
-                    return reply
-                mark = None if reply.is_superseded else mark
-                time.sleep(attempts.retry_after_s(reply, step))
-                continue
-            raise error
+                reply = attempts.without_connection(exc)
+            if not isinstance(reply, Failure):
+                return reply
+            mark = None if reply.is_superseded else mark
+            time.sleep(attempts.retry_after_s(reply, step))
 
     def _attempt(
         self, conn: Conn, step: Transaction | Autocommit, mark: Mark | None
@@ -306,14 +303,11 @@ class AsyncExecutor:
                     mark = mark or self._marks.next(conn, step)
                     reply = await self._attempt(conn, step, mark)
             except psycopg.Error as exc:
-                error = attempts.without_connection(exc)
-            else:
-                if not isinstance(reply, Failure):
-                    return reply
-                mark = None if reply.is_superseded else mark
-                await asyncio.sleep(attempts.retry_after_s(reply, step))
-                continue
-            raise error
+                reply = attempts.without_connection(exc)
+            if not isinstance(reply, Failure):
+                return reply
+            mark = None if reply.is_superseded else mark
+            await asyncio.sleep(attempts.retry_after_s(reply, step))
 
     async def _attempt(
         self, conn: AsyncConn, step: Transaction | Autocommit, mark: Mark | None

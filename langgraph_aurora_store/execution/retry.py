@@ -17,6 +17,7 @@ from typing import NamedTuple
 import psycopg
 import psycopg_pool
 
+from langgraph_aurora_store.connect.pool_health import POOL_ERRORS
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     ReadOnlyEndpointError,
@@ -111,7 +112,8 @@ def is_of_libpq(exc: psycopg.Error) -> bool:
     psycopg may take the connection for open nevertheless: one that is lost while a pipeline ends
     stays "busy", and fails every later statement.
     """
-    return isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None
+    is_of_pool = isinstance(exc, POOL_ERRORS)
+    return isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None and not is_of_pool
 
 
 def costs_connection(exc: psycopg.Error) -> bool:
@@ -200,11 +202,12 @@ class Attempts:
             raise self._exhausted(failure.error)
         return pause_s
 
-    def without_connection(self, error: psycopg.Error) -> psycopg.Error:
-        """The error for a call that got no connection for its next attempt."""
-        if self._last_error is None or not isinstance(error, psycopg_pool.PoolTimeout):
-            return error
-        return self._exhausted(error)
+    def without_connection(self, error: psycopg.Error) -> Failure:
+        """The failure of an attempt that got no connection, or lost it on the way back."""
+        if self._last_error is not None and isinstance(error, psycopg_pool.PoolTimeout):
+            error = self._exhausted(error)
+        is_closed = not isinstance(error, (AuroraStoreError, *POOL_ERRORS))
+        return Failure(error, is_closed=is_closed)
 
     def _exhausted(self, error: psycopg.Error) -> RetriesExhaustedError:
         last = self._last_error or error

@@ -466,6 +466,7 @@ AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
             True,
         ),
         ("SSL SYSCALL error: EOF detected", ConnectError, "", True),
+        ("SSL error: unexpected eof while reading", ConnectError, "", True),
         ("FATAL:  Timed-out waiting to acquire database connection", ConnectError, "", True),
         (
             "FATAL:  This RDS proxy has no credentials for the role langmem. Check the credentials"

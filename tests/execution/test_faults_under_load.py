@@ -1,20 +1,27 @@
-"""Writers and readers while links are cut and backends killed: callers see none of it."""
+"""Writers and readers while the cluster fails over, loses replies and links: callers see none."""
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
+import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+from langgraph_aurora_store.errors import ReadOnlyEndpointError, SchemaMissingError
+from langgraph_aurora_store.local import LocalAurora
 from tests.support.database import Database
-from tests.support.store_kinds import Letters, arguments
+from tests.support.store_kinds import CLUSTER_KINDS, Letters, Twin, arguments, opened
 
 NS = ("load",)
-WRITERS, READERS, FAULTS = 4, 4, 12
-EVERY_S = 0.15
+WRITERS, READERS = 4, 4
+EVERY_S = 0.25
+READER = "memory.cluster-ro-abc123.us-east-1.rds.amazonaws.com"
+NUMBERS = itertools.count()
 
 
 class Record:
@@ -25,26 +32,65 @@ class Record:
         self.reads = 0
 
 
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[LocalAurora]:
+    """A cluster of its own, as its writer changes."""
+    version = request.config.getoption("--server")
+    with LocalAurora(readers=1, reader_endpoint=READER, version=version, export=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database(cluster: LocalAurora) -> Iterator[Database]:
+    name = f"load_{next(NUMBERS)}"
+    cluster.create_database(name)
+    yield Database(cluster, name)
+    cluster.reset()
+
+
+def kill_backends(cluster: LocalAurora) -> None:
+    with psycopg.connect(cluster.admin_dsn, autocommit=True) as conn:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
+        conn.execute(kill, (cluster.user,))
+
+
+def fail_over(cluster: LocalAurora, demoted: Any) -> None:
+    if not cluster.has_reader:
+        cluster.add_reader()
+    cluster.failover(demoted=demoted, endpoint_delay_s=0.2)
+
+
+KINDS: list[Callable[[LocalAurora], object]] = [
+    lambda cluster: cluster.cut_connections(),
+    kill_backends,
+    lambda cluster: cluster.drop_reply_of_commit(2),
+    lambda cluster: fail_over(cluster, "read-only"),
+    lambda cluster: cluster.cut_connections("close"),
+    lambda cluster: cluster.restart("fast"),
+    lambda cluster: fail_over(cluster, "gone"),
+]
+
+
 @contextmanager
-def faults(database: Database) -> Iterator[threading.Event]:
-    """Cuts every link, then kills every backend, in turn; the event is set at the end."""
+def faults(cluster: LocalAurora) -> Iterator[threading.Event]:
+    """One fault of each kind in turn; the event is set at the end."""
     ended = threading.Event()
-    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
 
     def disturb() -> None:
-        with psycopg.connect(database.admin_dsn, autocommit=True) as conn:
-            for turn in range(FAULTS):
+        try:
+            for fault in KINDS:
                 ended.wait(EVERY_S)
-                if turn % 2:
-                    database.cluster.cut_connections()
-                else:
-                    conn.execute(kill, (database.cluster.user,))
-        ended.set()
+                fault(cluster)
+            ended.wait(EVERY_S)
+        finally:
+            ended.set()
 
+    dropped = cluster.replies_dropped
     thread = threading.Thread(target=disturb)
     thread.start()
     yield ended
     thread.join()
+    assert cluster.replies_dropped > dropped
 
 
 def settings(database: Database, model: Letters) -> dict[str, Any]:
@@ -59,7 +105,7 @@ def value(writer: int, number: int) -> dict[str, Any]:
 def check(record: Record, stored: dict[str, int], model: Letters) -> None:
     """Every acknowledged write is there, and was embedded once."""
     assert stored == record.acknowledged
-    assert record.reads > FAULTS
+    assert record.reads > len(KINDS)
     texts = [text for request in model.documents for text in request]
     assert len(texts) == len(set(texts)) >= sum(record.acknowledged.values())
 
@@ -89,7 +135,7 @@ def test_threads_see_no_fault(database: Database) -> None:
             except BaseException as exc:
                 failures.append(exc)
 
-        with faults(database) as ended:
+        with faults(database.cluster) as ended:
             works = [(write, n) for n in range(WRITERS)] + [(read, n) for n in range(READERS)]
             threads = [threading.Thread(target=noted, args=(*work, ended)) for work in works]
             for thread in threads:
@@ -118,9 +164,37 @@ async def test_tasks_see_no_fault(database: Database) -> None:
                 await store.asearch(NS, limit=5)
                 record.reads += 1
 
-        with faults(database) as ended:
+        with faults(database.cluster) as ended:
             await asyncio.gather(
                 *(write(n, ended) for n in range(WRITERS)),
                 *(read(n, ended) for n in range(READERS)),
             )
         check(record, {i.key: i.value["number"] for i in await store.asearch(NS)}, model)
+
+
+async def replicated(store: Twin) -> None:
+    """Wait until the reader has the tables and the item."""
+    while True:
+        with suppress(SchemaMissingError):
+            if await store.get(NS, "k") is not None:
+                return
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", CLUSTER_KINDS)
+async def test_put_by_a_readers_own_name_is_refused_at_once(kind: str, database: Database) -> None:
+    """In milliseconds, with what to pass; reads are served, with and without a TTL."""
+    cluster = database.cluster
+    if not cluster.has_reader:
+        cluster.add_reader()
+    async with opened(kind, cluster, database.name) as store:
+        await store.setup()
+        await store.put(NS, "k", value(1, 1), ttl=60)
+    at_reader = {"endpoint": READER, "port": cluster.reader_port}
+    async with opened(kind, cluster, database.name, cluster="localhost", **at_reader) as store:
+        await replicated(store)
+        began = time.monotonic()
+        with pytest.raises(ReadOnlyEndpointError, match="serves reads only"):
+            await store.put(NS, "other", value(1, 2))
+        assert time.monotonic() - began < 1
+        assert [item.key for item in await store.search(NS)] == ["k"]

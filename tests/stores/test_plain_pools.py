@@ -1,11 +1,12 @@
 """Stores on a pool of psycopg_pool's own, the parent's way."""
 
+import time
 from contextlib import AsyncExitStack
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from tests.support.database import Database
@@ -45,6 +46,20 @@ async def made(kind: str, database: Database, stack: AsyncExitStack) -> Twin:
     if is_async:
         await waited
     return twin
+
+
+@pytest.mark.parametrize("kind", ["blocking-passed", "asyncio-passed"])
+async def test_plain_pool_that_is_closed_is_an_error_at_once(kind: str, database: Database) -> None:
+    """Its owner closed it: no retry would open it."""
+    async with AsyncExitStack() as stack:
+        twin = await made(kind, database, stack)
+        closed = twin.store.conn.close()
+        if twin.is_async:
+            await closed
+        began = time.monotonic()
+        with pytest.raises(PoolClosed):
+            await twin.get(NS, "k")
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
