@@ -1,0 +1,214 @@
+"""Making savers: from a cluster's name, on a store's pool, in a graph, through failovers."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from typing import Annotated, Any, TypedDict
+
+import psycopg
+import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import END, START, StateGraph
+from psycopg import AsyncConnection, Connection
+
+from langgraph_aurora_store import (
+    AsyncAuroraSaver,
+    AsyncAuroraStore,
+    AuroraSaver,
+    AuroraStore,
+    PoolSettings,
+)
+from langgraph_aurora_store.errors import DatabaseNotFoundError
+from langgraph_aurora_store.local import LocalAurora
+from tests.support.database import Database
+from tests.support.saver_comparison import aput, chain, put, thread, values_of
+from tests.support.store_kinds import arguments, in_process
+
+ONE = PoolSettings(min_size=0, max_size=1)
+
+
+class Conversation(TypedDict):
+    messages: Annotated[list[str], lambda old, new: old + new]
+
+
+def graph(**compiled: Any) -> Any:
+    """Answers each message."""
+    builder = StateGraph(Conversation)
+    builder.add_node("answer", lambda state: {"messages": [f"re: {state['messages'][-1]}"]})
+    builder.add_edge(START, "answer")
+    builder.add_edge("answer", END)
+    return builder.compile(**compiled)
+
+
+def test_a_saver_is_made_from_a_clusters_name(database: Database) -> None:
+    """Nothing is contacted before it is used, and a closed one opens again."""
+    before = database.cluster.accepted
+    saver = AuroraSaver.from_cluster(**arguments(database, pool=ONE))
+    assert database.cluster.accepted == before
+    with saver:
+        saver.setup()
+        put(saver, thread("t"), {"a": [1]})
+    assert values_of(saver, thread("t")) == {"a": [1]}
+    saver.close()
+
+
+async def test_so_is_an_asyncio_one(database: Database) -> None:
+    saver = AsyncAuroraSaver.from_cluster(**arguments(database, pool=ONE))
+    async with saver:
+        await saver.setup()
+        await aput(saver, thread("t"), {"a": [1]})
+    assert (await saver.aget_tuple(thread("t"))).checkpoint["channel_values"] == {"a": [1]}
+    await saver.close()
+
+
+async def test_entering_says_what_is_wrong(database: Database) -> None:
+    given = {**arguments(database), "database": "missing"}
+    with pytest.raises(DatabaseNotFoundError), AuroraSaver.from_cluster(**given):
+        pass
+    with pytest.raises(DatabaseNotFoundError):
+        async with AsyncAuroraSaver.from_cluster(**given):
+            pass
+
+
+def test_a_store_and_its_checkpointer_share_one_pool(database: Database) -> None:
+    """One connection serves both; closing the store closes it, and closing the saver does not."""
+    given = arguments(database, pool=ONE, schema="memory")
+    with AuroraStore.from_cluster(**given) as store:
+        saver = store.checkpointer()
+        store.setup()
+        saver.setup()
+        agent = graph(checkpointer=saver, store=store)
+        config: Any = thread("t")
+        for word in ("one", "two"):
+            agent.invoke({"messages": [word]}, config)
+        store.put(("memories",), "k", {"text": "kept"})
+        assert agent.get_state(config).values == {"messages": ["one", "re: one", "two", "re: two"]}
+        saver.close()
+        assert store.get(("memories",), "k")
+        assert database.cluster.open_connections == 1
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'memory'"
+    with psycopg.connect(database.admin_dsn) as conn:
+        assert conn.execute(tables + " AND tablename LIKE 'checkpoint%'").fetchone() == (4,)
+
+
+async def test_so_do_the_asyncio_ones(database: Database) -> None:
+    async with AsyncAuroraStore.from_cluster(**arguments(database, pool=ONE)) as store:
+        saver = store.checkpointer()
+        await store.setup()
+        await saver.setup()
+        agent = graph(checkpointer=saver, store=store)
+        await asyncio.gather(
+            *(agent.ainvoke({"messages": ["one"]}, thread(str(i))) for i in range(5))
+        )
+        assert len([it async for it in agent.aget_state_history(thread("1"))]) == 3
+        await saver.close()
+        await store.aput(("memories",), "k", {"text": "kept"})
+        assert database.cluster.open_connections == 1
+
+
+async def test_a_checkpointer_shares_a_stores_only_connection(database: Database) -> None:
+    """And its lock: a connection has one user at a time."""
+    with Connection.connect(database.owner_dsn, autocommit=True) as conn:
+        store = AuroraStore(conn)
+        saver = store.checkpointer()
+        store.setup()
+        saver.setup()
+        assert saver.lock is store.lock
+        threads = [
+            threading.Thread(target=chain, args=(saver, thread(str(i)), 5)) for i in range(4)
+        ]
+        for it in threads:
+            it.start()
+        for i in range(20):
+            store.put(("n",), str(i), {})
+        for it in threads:
+            it.join()
+        assert len(list(saver.list(None))) == 20
+    async with await AsyncConnection.connect(database.owner_dsn, autocommit=True) as aconn:
+        asyncio_store = AsyncAuroraStore(aconn)
+        other = asyncio_store.checkpointer()
+        assert other.lock is asyncio_store.lock
+        await asyncio.gather(
+            *(aput(other, thread("a"), {"a": [i]}) for i in range(9)),
+            *(asyncio_store.aput(("n",), str(i), {}) for i in range(9)),
+        )
+
+
+def test_thread_and_memory_survive_the_process(database: Database) -> None:
+    """Made from the environment alone, in one process after another."""
+    code = """
+    import json
+    from langgraph_aurora_store import AuroraStore
+    from tests.checkpoint.test_savers import graph, thread
+    with AuroraStore.from_cluster() as store:
+        saver = store.checkpointer()
+        store.setup()
+        saver.setup()
+        agent = graph(checkpointer=saver, store=store)
+        print(json.dumps(agent.invoke({"messages": ["hi"]}, thread("t"))))
+    """
+    assert json.loads(in_process(database, code)) == {"messages": ["hi", "re: hi"]}
+    assert json.loads(in_process(database, code)) == {"messages": ["hi", "re: hi"] * 2}
+
+
+def test_a_clone_with_an_allowlist_works(database: Database) -> None:
+    """LangGraph makes one of a checkpointer whose graph has types of its own."""
+    with AuroraSaver.from_cluster(**arguments(database)) as saver:
+        saver.setup()
+        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=[])
+        clone = saver.with_allowlist([("tests.checkpoint.test_savers", "Conversation")])
+        assert clone is not saver
+        put(clone, thread("t"), {"a": [1]})
+        assert values_of(saver, thread("t")) == {"a": [1]}
+
+
+# failovers
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalAurora]:
+    """One of its own, as the rest of the session's would see its failovers."""
+    with LocalAurora(export=False) as found:
+        found.add_reader()
+        yield found
+
+
+@pytest.mark.timeout(300)
+async def test_no_acknowledged_checkpoint_is_lost_through_five_failovers(
+    cluster: LocalAurora,
+) -> None:
+    """Nor does a caller see one: each put is repeated on the new writer."""
+    database = Database(cluster, cluster.database)
+    acknowledged: list[dict[str, Any]] = []
+    is_over = asyncio.Event()
+    settings = PoolSettings(min_size=4, max_size=4)
+    async with AsyncAuroraSaver.from_cluster(**arguments(database, pool=settings)) as saver:
+        await saver.setup()
+
+        async def write(name: str) -> None:
+            config = thread(name)
+            while not is_over.is_set():
+                config = await aput(saver, config, {"text": "x" * 100})
+                await saver.aput_writes(config, [("text", name)], "task")
+                acknowledged.append(config)
+
+        writers = [asyncio.create_task(write(str(i))) for i in range(8)]
+        for number in range(5):
+            demoted = "read-only" if number % 2 else "gone"
+            await asyncio.to_thread(cluster.failover, demoted=demoted)
+            done = len(acknowledged)
+            while len(acknowledged) < done + 50:
+                await asyncio.sleep(0.01)
+                for writer in writers:
+                    if writer.done():
+                        writer.result()
+            if demoted == "gone":
+                await asyncio.to_thread(cluster.add_reader)
+        is_over.set()
+        await asyncio.gather(*writers)
+        kept = {it.config["configurable"]["checkpoint_id"] async for it in saver.alist(None)}
+        assert {it["configurable"]["checkpoint_id"] for it in acknowledged} <= kept
+        found = await saver.aget_tuple(acknowledged[-1])
+        assert found.checkpoint["channel_values"] == {"text": "x" * 100}
+        assert len(found.pending_writes) == 1
