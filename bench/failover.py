@@ -78,9 +78,12 @@ class Record:
     connections: int = 0
     replies_lost: int = 0
     embedded: Counter[str] = field(default_factory=Counter)
+    is_over: bool = False  # the cluster ends, and calls that hang with it
 
     def note(self, who: str, begin: float, found: list[Operation], error: str | None) -> None:
         """Add one call."""
+        if self.is_over:
+            return
         now = time.monotonic()
         self.longest_s = max(self.longest_s, now - begin)
         self.history += found
@@ -365,6 +368,7 @@ def soak(
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 record.errors.append((time.monotonic(), "all", "a call did not end"))
+        record.is_over = True
         record.history += final_reads(cluster)
         record.connections = cluster.accepted
         record.replies_lost = cluster.replies_dropped

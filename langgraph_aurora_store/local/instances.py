@@ -181,10 +181,14 @@ class Instances:
         self._apply_lag(new, 0.0)
         old.stop("fast")  # which waits until the reader has all of the write-ahead log
         end = old.last_checkpoint()
-        new.wait_until(
-            f"SELECT pg_last_wal_receive_lsn() >= '{end}'".encode(),
-            "receive what the writer had committed",
-        )
+        try:
+            new.wait_until(
+                f"SELECT pg_last_wal_receive_lsn() >= '{end}'".encode(),
+                "receive what the writer had committed",
+            )
+        except AuroraStoreError:
+            old.start()
+            raise
         new.promote()
 
     def _move_writer_endpoint(self, delay_s: float) -> None:
@@ -215,8 +219,12 @@ class Instances:
         self._proxy.lead(endpoint, server.socket)
 
     def _await_streaming(self) -> None:
+        # Not the state alone: a standby that has just begun to follow a promoted writer streams
+        # the timeline before the promotion first.
+        [(end,)] = self.writer.execute("SELECT pg_current_wal_flush_lsn()::text")
         self.writer.wait_until(
-            b"SELECT count(*) > 0 FROM pg_stat_replication WHERE state = 'streaming'",
+            "SELECT count(*) > 0 FROM pg_stat_replication"
+            f" WHERE state = 'streaming' AND flush_lsn >= '{end}'".encode(),
             "stream to its reader",
         )
 

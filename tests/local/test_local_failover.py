@@ -230,6 +230,15 @@ def test_the_writer_endpoint_may_lead_to_nothing_for_a_while(cluster: LocalAuror
     until(can_connect, 3)
 
 
+def test_a_failover_may_follow_at_once(cluster: LocalAurora):
+    """Before the reader has found the writer that was promoted last."""
+    for number in range(4):
+        cluster.failover(demoted="read-only")
+        with psycopg.connect(cluster.admin_dsn) as admin:
+            admin.execute("INSERT INTO t VALUES (%s)", [number])
+    assert rows(cluster) == [0, 1, 2, 3]
+
+
 def test_failovers_follow_one_another_under_load(cluster: LocalAurora):
     """Five, of both kinds; every acknowledged insert is there at the end, exactly once."""
     stop, acknowledged, attempted = threading.Event(), [], []

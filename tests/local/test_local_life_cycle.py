@@ -18,6 +18,7 @@ import pytest
 
 from langgraph_aurora_store.errors import AuroraStoreError, ConfigurationError, MissingExtraError
 from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.local.commands import COMMANDS
 from tests.support.database import Database
 
 AS_MODULE = ("-m", "langgraph_aurora_store.local")
@@ -314,8 +315,52 @@ def test_the_command_takes_options():
     """The servers' version among them."""
     found = subprocess.run([sys.executable, *AS_MODULE, "--help"], capture_output=True, text=True)
     options = set(re.findall(r"--[a-z]+", found.stdout))
-    names = ("identifier", "user", "database", "region", "port", "version", "help")
+    names = ("identifier", "user", "database", "region", "port", "readers", "version", "help")
     assert options == {f"--{name}" for name in names}
+
+
+def test_a_line_of_standard_input_is_a_command():
+    """Each is answered by a comment, so that the output still is what a shell can run."""
+    conversation = {
+        "status": "# 0 connections open, 0 accepted, refused: none; a reader",
+        "failover read-only 0.1": "# done",
+        "failover": "# done",
+        "failover gone": "# error: the local Aurora has no reader; "
+        "LocalAurora(readers=1) or add_reader() makes one",
+        "add-reader": "# done",
+        "lag 0.2": "# done",
+        "restart immediate reader": "# done",
+        "restart smart": "# error: mode is 'fast' or 'immediate', not 'smart'",
+        "remove-reader": "# done",
+        "throttle 5": "# done",
+        "throttle off": "# done",
+        "pause 0.1": "# done",
+        "resume": "# done",
+        "delay 0.01": "# done",
+        "stall on": "# done",
+        "stall maybe": "# usage: stall <on|off>",
+        "lag": "# usage: lag <seconds>",
+        "lose-replies 2": "# done",
+        "refuse": "# done",
+        "silence": "# 0",
+        "cut close": "# 0",
+        "reset": "# done",
+    }
+    with running(*AS_MODULE, "--readers", "1") as process:
+        read_exports(process)
+        for line, answer in conversation.items():
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{answer}\n", line
+        assert {line.split()[0] for line in conversation} == COMMANDS.keys()
+        process.stdin.write("help\n")
+        process.stdin.close()
+        process.stdin = None
+        helped = [process.stdout.readline() for _ in range(len(COMMANDS) + 1)]
+        assert [line.split()[1] for line in helped[1:]] == list(COMMANDS)
+        process.send_signal(signal.SIGTERM)
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+        assert process.wait() == 0
 
 
 def test_a_port_can_be_asked_for_and_a_taken_one_is_an_error(database: Database):
