@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -51,12 +52,24 @@ class StandIn:
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError):
-            while request := connection.recv(65536):
-                answer = self._answer(request.decode("latin-1"))
+            while request := _request(connection):
+                answer = self._answer(request)
                 if answer == HANG:
                     continue
                 connection.sendall(answer.encode() if answer != HANG_UP else b"")
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def _request(connection: socket.socket) -> str:
+    """One whole request; empty when the client has hung up."""
+    received = ""
+    while more := connection.recv(65536):
+        received += more.decode("latin-1")
+        head, blank, body = received.partition("\r\n\r\n")
+        length = re.search(r"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+        if blank and len(body) >= (int(length[1]) if length else 0):
+            return received
+    return ""
 
 
 def http(status: int, body: object = "", *, announced: int | None = None) -> str:
