@@ -16,7 +16,7 @@ from langgraph_aurora_store.embeddings.formats import Purpose
 from langgraph_aurora_store.embeddings.models import Model
 from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.query_cache import QueryCache
-from langgraph_aurora_store.embeddings.request_flow import Delay, RequestFlow, Send
+from langgraph_aurora_store.embeddings.request_flow import Delay, Failed, RequestFlow, Send
 from langgraph_aurora_store.embeddings.requests import (
     Request,
     RequestPlan,
@@ -46,7 +46,7 @@ class ServiceEmbeddings(Embeddings):
         self._options = options
         self._clock: Clock = clock or SystemClock()
         self._request_flow = RequestFlow(
-            model, options, self._clock, self._explain, RateLimitedWarning(self._clock)
+            model, options, self._clock, RateLimitedWarning(self._clock)
         )
         self._queries = QueryCache(options.query_cache_size)
         self._workers = Workers(options.max_concurrency, type(self).__name__)
@@ -167,8 +167,11 @@ class ServiceEmbeddings(Embeddings):
             return None
         try:
             return self._send(step.request)
-        except Exception as error:  # explained by the request flow
-            return error
+        except Exception as error:
+            return self._failed(error, step.request)
+
+    def _failed(self, error: Exception, request: Request) -> Failed:
+        return Failed(type(error).__name__, self._explain(error, request))
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from langgraph_aurora_store.aws.regions import partition_of
 from langgraph_aurora_store.aws.session import Region
 from langgraph_aurora_store.embeddings.redaction import attach_cause, service_words
 from langgraph_aurora_store.embeddings.requests import accepted_share, says_too_long
-from langgraph_aurora_store.embeddings.retry import Failure, retry_after_s
+from langgraph_aurora_store.embeddings.retry import Failure, asks_for_retry, retry_after_s
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     CredentialsError,
@@ -77,7 +77,7 @@ def _refused(error: ClientError, model: str, region: Region, texts: Sequence[str
         state = "is throttled" if code in THROTTLED else "is unavailable"
         return Failure(
             error=EmbeddingError(f"{where} {state}; {said}"),
-            transient=True,
+            transient=asks_for_retry(dict(headers), default=True),
             code=code,
             remedy="Ask for a higher quota or lower max_concurrency=" if code in THROTTLED else "",
             retry_after_s=retry_after_s(dict(headers)),

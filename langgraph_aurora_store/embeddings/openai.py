@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Decoding more vectors than this would hold up the event loop for milliseconds.
 DECODED_AT_ONCE = 16
+# Looking for more characters than this in the message of a failure would, too.
+EXPLAINED_AT_ONCE = 65_536
 
 
 class OpenAIEmbeddings(ServiceEmbeddings):
@@ -170,8 +172,10 @@ class OpenAIEmbeddings(ServiceEmbeddings):
             return None
         try:
             return await self._asend(step.request)
-        except Exception as error:  # explained by the request flow
-            return error
+        except Exception as error:
+            if sum(map(len, step.request.contents)) <= EXPLAINED_AT_ONCE:
+                return self._failed(error, step.request)
+            return await asyncio.to_thread(self._failed, error, step.request)
 
     @override
     def _explain(self, error: Exception, request: Request) -> Failure:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from langgraph_aurora_store.embeddings.redaction import attach_cause, service_words
 from langgraph_aurora_store.embeddings.requests import accepted_share, says_too_long
-from langgraph_aurora_store.embeddings.retry import Failure, retry_after_s
+from langgraph_aurora_store.embeddings.retry import Failure, asks_for_retry, retry_after_s
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     EmbeddingAccessError,
@@ -47,18 +47,22 @@ def _refused(error: APIStatusError, where: str, secrets: Sequence[str]) -> Failu
     said = f"OpenAI said {error.status_code}: {service_words(message, secrets)}"
     spent = str(error.code) in SPENT or str(error.type) in SPENT
     advice = _advice(error.status_code, spent=spent)
+    passes = error.status_code in (408, 409, 429) or error.status_code >= 500
+    again = asks_for_retry(error.response.headers, default=passes and not advice)
+    wait_s = retry_after_s(error.response.headers)
+    code = str(error.status_code)
     if advice:
-        return Failure(error=EmbeddingAccessError(f"{where}: {advice}. {said}"))
-    if error.status_code in (408, 409, 429) or error.status_code >= 500:
+        return Failure(EmbeddingAccessError(f"{where}: {advice}. {said}"), again, code, "", wait_s)
+    if passes:
         throttled = error.status_code == 429
+        state = "is throttled" if throttled else "is unavailable"
+        end = "" if again else ", and not to try again"
         return Failure(
-            error=EmbeddingError(
-                f"{where} is {'throttled' if throttled else 'unavailable'}; {said}"
-            ),
-            transient=True,
-            code=str(error.status_code),
+            error=EmbeddingError(f"{where} {state}; {said}{end}"),
+            transient=again,
+            code=code,
             remedy="Ask for higher limits or lower max_concurrency=" if throttled else "",
-            retry_after_s=retry_after_s(error.response.headers),
+            retry_after_s=wait_s,
         )
     if error.status_code in (400, 413, 422) and says_too_long(message):
         refusal = EmbeddingError(
@@ -66,7 +70,8 @@ def _refused(error: APIStatusError, where: str, secrets: Sequence[str]) -> Failu
             'truncate="warn" to have it cut'
         )
         return Failure(error=refusal, too_long=True, fits=accepted_share(message))
-    return Failure(error=EmbeddingError(f"{where} refused the request; {said}"))
+    refusal = EmbeddingError(f"{where} refused the request; {said}")
+    return Failure(error=refusal, transient=again, code=code, retry_after_s=wait_s)
 
 
 def _advice(status: int, *, spent: bool) -> str:

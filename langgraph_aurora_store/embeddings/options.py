@@ -22,7 +22,7 @@ class Options:
     which a request may be tried again, ``timeout_s`` bounds one attempt, so a request ends at the
     latest ``timeout_s`` after its deadline. ``truncate`` says whether a text over the model's
     limit is cut with a warning or an error. ``query_cache_size`` is the number of query vectors
-    kept in memory, 0 for none.
+    kept in memory, 0 for none; they take 32 MiB at most, and no text is kept.
     """
 
     max_concurrency: int = 16

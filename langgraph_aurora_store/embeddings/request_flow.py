@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import NamedTuple, TypeAlias
 
 from langgraph_aurora_store.embeddings.models import Model
@@ -29,9 +29,16 @@ SHORTEST_CUT = 16
 
 
 class Send(NamedTuple):
-    """Send this request; reply with the service's decoded answer or the SDK's exception."""
+    """Send this request; reply with the service's decoded answer or with a `Failed`."""
 
     request: Request
+
+
+class Failed(NamedTuple):
+    """A request's failed attempt: the class of the SDK's exception, and what it means."""
+
+    kind: str
+    failure: Failure
 
 
 class Delay(NamedTuple):
@@ -46,14 +53,12 @@ Steps: TypeAlias = Generator[Send | Delay, object, RequestResult]
 class RequestFlow(NamedTuple):
     """How requests to one service go: what is retried, shortened, checked and given up.
 
-    ``explain`` turns an exception of the SDK into what it means. ``warnings`` keeps
-    an outage of many requests from filling the log.
+    ``warnings`` keeps an outage of many requests from filling the log.
     """
 
     model: Model
     options: Options
     clock: Clock
-    explain: Callable[[Exception, Request], Failure]
     warnings: RateLimitedWarning
 
     def steps(self, request: Request) -> Steps:
@@ -61,28 +66,25 @@ class RequestFlow(NamedTuple):
         budget = RetryBudget(self.clock, self.options.deadline_s)
         while True:
             reply = yield Send(request)
-            if not isinstance(reply, Exception):
+            if not isinstance(reply, Failed):
                 return RequestResult(
                     self._vectors(reply, request), self._texts_used(reply, request)
                 )
-            failure = self.explain(reply, request)
+            failure = reply.failure
             if failure.too_long and self.options.truncate == "warn":
                 return (yield from self._with_less_text(request, failure))
             delay = budget.delay_after(failure)
             if delay is None:
                 raise self._final_error(failure, budget, request) from failure.error.__cause__
-            self._log_retry(reply, failure, budget, delay)
+            self._log_retry(reply, budget, delay)
             yield Delay(delay)
 
-    def _log_retry(
-        self, error: Exception, failure: Failure, budget: RetryBudget, delay_s: float
-    ) -> None:
+    def _log_retry(self, failed: Failed, budget: RetryBudget, delay_s: float) -> None:
         """Log a failed attempt: a warning at a request's first, which is not to flood the log."""
         model = self.model.id
         if budget.attempts == 1 and self.warnings.is_due():
-            kind = (
-                f"{type(error).__name__}: {failure.code}" if failure.code else type(error).__name__
-            )
+            code = failed.failure.code
+            kind = f"{failed.kind}: {code}" if code else failed.kind
             logger.warning(
                 "%s: a request failed (%s) and is tried again; %.1f s are left of deadline_s=%g",
                 model,
@@ -151,7 +153,16 @@ class RequestFlow(NamedTuple):
         remedy = f". {failure.remedy}" if failure.remedy else ""
         final = type(failure.error)(
             f"{failure.error}; gave up after {budget.attempts} attempt(s) in "
-            f"{budget.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g}){remedy}"
+            f"{budget.elapsed_s:.1f} s (deadline_s={self.options.deadline_s:g})"
+            f"{_asked_wait(failure, budget)}{remedy}"
         )
         final.__dict__.update(failure.error.__dict__)
         return final
+
+
+def _asked_wait(failure: Failure, budget: RetryBudget) -> str:
+    """What the service asked for, where that is why there was no further attempt."""
+    wait_s = failure.retry_after_s
+    if wait_s is None or wait_s < budget.left_s:
+        return ""
+    return f": the service asks to wait {wait_s:g} s, and {budget.left_s:.1f} s were left"

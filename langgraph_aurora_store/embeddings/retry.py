@@ -125,6 +125,15 @@ class RateLimitedWarning:
             return is_due
 
 
+def asks_for_retry(headers: Mapping[str, str], *, default: bool) -> bool:
+    """What a response says of trying again by ``x-should-retry``, or ``default``.
+
+    OpenAI and services that speak its protocol send it; their own clients let it decide.
+    """
+    lowered = {name.lower(): value.lower() for name, value in headers.items()}
+    return {"true": True, "false": False}.get(lowered.get("x-should-retry", ""), default)
+
+
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The seconds a response asks to wait, in any of the forms in use, or None.
 

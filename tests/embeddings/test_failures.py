@@ -293,3 +293,50 @@ def test_a_failed_call_leaves_no_request_behind(
         with caplog.at_level(logging.DEBUG), pytest.raises(EmbeddingAccessError):
             rig.documents(rig.embeddings(max_concurrency=2), texts)
         assert len(rig.service.requests) <= 4
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_service_that_says_not_to_try_again_is_asked_once(rig: Rig, status: int) -> None:
+    """``x-should-retry: false`` ends a request that would else be tried until the deadline."""
+    said = {"x_should_retry": "false"}
+    rig.service.next(*[failing(rig, status, **said)] * 9)
+    with pytest.raises(EmbeddingError):
+        rig.query(rig.embeddings(), "a question")
+    assert len(rig.service.requests) == 1
+    assert rig.clock.sleeps == []
+
+
+def failing(rig: Rig, status: int, **headers: str) -> Reply:
+    if "openai" in type(rig.service).__module__:
+        return openai.error(status, "Try later", **headers)
+    code = "ThrottlingException" if status == 429 else "InternalServerException"
+    return bedrock.error(code, status, "Try later", **headers)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_service_that_says_to_try_again_is_asked_again(status: int, mode: str) -> None:
+    """``x-should-retry: true`` of an OpenAI-compatible service, whatever else it answers."""
+    with openai.OpenAI() as service:
+        rig = openai_rig(service, mode)
+        rig.service.next(openai.error(status, "starting", x_should_retry="true"))
+        assert len(rig.query(rig.embeddings(), "a question")) == 1536
+        assert len(rig.service.requests) == 2
+
+
+def test_a_wait_beyond_the_deadline_is_told(rig: Rig) -> None:
+    """Retry-After asks for longer than there is: the error names both times."""
+    rig.service.next(rig.throttled(retry_after="3600"))
+    with pytest.raises(EmbeddingError, match=r"asks to wait 3600 s, and 60\.0 s were left"):
+        rig.query(rig.embeddings(deadline_s=60), "a question")
+    rig.service.next(*[rig.throttled(retry_after="4")] * 9)
+    with pytest.raises(EmbeddingError, match=r"asks to wait 4 s, and \d\.\d s were left"):
+        rig.query(rig.embeddings(deadline_s=10), "a question")
+
+
+def test_no_wait_is_told_where_none_was_asked_for(rig: Rig) -> None:
+    """The deadline alone is why there was no further attempt."""
+    rig.service.next(*[rig.throttled()] * 99)
+    with pytest.raises(EmbeddingError) as failed:
+        rig.query(rig.embeddings(deadline_s=10), "a question")
+    assert "asks to wait" not in str(failed.value)
