@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from langgraph_aurora_store.connect.pool_settings import PoolSettings
     from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
     from langgraph_aurora_store.execution.retry import RetrySettings
+    from langgraph_aurora_store.labels import decode_label, encode_label
     from langgraph_aurora_store.store import AuroraStore
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "RetrySettings",
     "SecretsManagerCredentials",
     "__version__",
+    "decode_label",
+    "encode_label",
 ]
 
 # Imported when first asked for: most programs use one of the stores and neither of the rest.
@@ -51,5 +54,7 @@ __getattr__ = lazy_attributes(
         "PoolSettings": "connect.pool_settings",
         "RetrySettings": "execution.retry",
         "SecretsManagerCredentials": "connect.credentials",
+        "decode_label": "labels",
+        "encode_label": "labels",
     },
 )

@@ -36,7 +36,7 @@ LONGEST_FUNCTION = 50
 ROOMS = [
     ["errors", "lazy_imports", "version"],
     ["validation"],
-    ["config", "fork_safety"],
+    ["config", "fork_safety", "labels"],
     ["aws"],
     ["connect", "embeddings", "local", "sql"],
     ["execution"],
