@@ -40,11 +40,12 @@ async def own_memories(ctx: Auth.types.AuthContext, value: dict[str, Any]) -> bo
 @auth.on.store.search
 async def readable(
     ctx: Auth.types.AuthContext, value: dict[str, Any]
-) -> bool | dict[str, dict[str, str]]:
-    """In ("team",) a user finds what names them as a reader, whoever wrote it.
+) -> bool | dict[str, dict[str, list[str]]]:
+    """In ("team",) a user finds what names them in its list of readers.
 
-    The server joins this filter to the request's own by $and.
+    The server joins this filter to the request's own by $and. A list after $contains asks for an
+    element of a list; a text would also be found within a text, "ada" in "adam".
     """
     if tuple(value["namespace"])[:1] == ("team",):
-        return {"readers": {"$contains": ctx.user.identity}}
+        return {"readers": {"$contains": [ctx.user.identity]}}
     return await own_memories(ctx=ctx, value=value)

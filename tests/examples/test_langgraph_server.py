@@ -141,6 +141,9 @@ async def test_auth_filter_joined_by_and_shows_a_reader_what_names_them(
     ) as store:
         for key, readers, size in [("a", ["ada"], 1), ("b", ["ada", "grace"], 9), ("c", [], 9)]:
             store.put(("team", "plans"), key, {"text": key, "readers": readers, "size": size})
+        # Not lists, so they name no reader, although "ada" is within "adam".
+        for key, text in [("d", "adam"), ("e", "ada")]:
+            store.put(("team", "plans"), key, {"text": key, "readers": text, "size": 1})
     ada, grace = connect("ada").store, connect("grace").store
     assert sorted(texts(await ada.search_items(["team"]))) == ["a", "b"]
     assert texts(await grace.search_items(["team", "plans"])) == ["b"]
