@@ -20,7 +20,8 @@ LOWEST_TESTS := tests/aws tests/sql tests/connect tests/execution tests/stores t
   tests/local --ignore tests/embeddings/test_model_identity.py \
   --deselect tests/aws/test_regions.py::test_partitions_are_those_of_botocore \
   --deselect tests/embeddings/test_bedrock_client.py::test_an_api_key_needs_no_other_credentials_and_tls
-PGVECTOR_TESTS := tests/sql tests/execution tests/stores/test_contract.py
+PGVECTOR_TESTS := tests/sql/test_put.py tests/sql/test_search.py tests/stores/test_contract.py \
+  tests/execution/test_pgvector_types.py
 
 .DEFAULT_GOAL := help
 .PHONY: help dev demo test test-lowest test-pgvector lint bench clean
