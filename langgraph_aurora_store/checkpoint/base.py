@@ -137,6 +137,21 @@ class BaseAuroraSaver(BasePostgresSaver):
         """Complete a new instance, once its settings are checked."""
         raise NotImplementedError
 
+    def ddl(self, *, role: str | None = None, concurrently: bool = True) -> str:
+        """The SQL that `setup` would run, for an administrator; safe to run again.
+
+        Afterwards ``setup()`` finds nothing to do and needs no rights of its own.
+
+        Args:
+            role: the saver's role, which is granted what it needs; ``None`` leaves the grants as
+                comments.
+            concurrently: build indexes while the tables are in use, which cannot be done in a
+                transaction; pass ``False`` for a tool that runs the script as one.
+        """
+        from langgraph_aurora_store.checkpoint.schema import ddl
+
+        return ddl(StoreTables(schema=self._schema), role=role, concurrently=concurrently)
+
     def _check(self, conn: object, pipe: object) -> None:
         """Refuse anything but a connection or a pool of psycopg."""
         connection, pool = self._accepted_types

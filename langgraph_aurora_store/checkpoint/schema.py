@@ -17,11 +17,13 @@ from langgraph_aurora_store.checkpoint.statements import (
 )
 from langgraph_aurora_store.errors import SchemaError
 from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
+from langgraph_aurora_store.sql.schema.ddl import HEADER, drop_invalid, ended, grants
 from langgraph_aurora_store.sql.schema.definitions import (
     Names,
     Record,
     SchemaObject,
     as_text,
+    recording,
     versions_table,
 )
 from langgraph_aurora_store.sql.schema.diff import SchemaDiff
@@ -112,6 +114,23 @@ _METADATA_INDEX = SchemaObject(
 def setup(tables: StoreTables, *, metadata_index: bool) -> Flow[None]:
     """Make what is missing; see `langgraph_aurora_store.sql.schema.setup`."""
     yield from converge(lambda: _inspect_diff(tables, metadata_index=metadata_index))
+
+
+def ddl(tables: StoreTables, *, role: str | None, concurrently: bool) -> str:
+    """The same as a script; see `langgraph_aurora_store.sql.schema.ddl`."""
+    names = Names(tables.schema, None)
+    records = [Record(VERSIONS, v) for v in range(_LATEST + 1)]
+    schema = sql.Identifier(tables.schema or "")
+    blocks = [
+        HEADER,
+        *([ended(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))] * bool(tables.schema)),
+        *(ended(part.create(names)) for part in (*_TABLES, _NULLABLE)),
+        drop_invalid(tables, _INDEXES),
+        *(ended(part.create(names, concurrently=concurrently)) for part in _INDEXES),
+        *map(ended, recording(names, records)),
+        grants(tables, list(TABLES), names, role, read_only={VERSIONS}),
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _inspect_diff(tables: StoreTables, *, metadata_index: bool) -> Flow[SchemaDiff]:

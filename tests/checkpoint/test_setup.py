@@ -157,6 +157,37 @@ def test_s3_with_nothing_to_do_it_needs_no_right(database: Database) -> None:
             conn.execute("DROP OWNED BY plain; DROP ROLE plain")
 
 
+@pytest.mark.parametrize("schema", [None, 'a "schema" 100%'])
+def test_an_administrator_runs_the_ddl(database: Database, schema: str | None) -> None:
+    """Any number of times; then a role that may create nothing sets up and works."""
+    with Connection.connect(database.admin_dsn, autocommit=True) as conn:
+        conn.execute("CREATE ROLE plain")
+        try:
+            saver = AuroraSaver(conn, schema=schema)
+            for _ in range(2):
+                conn.execute(saver.ddl(role="plain", concurrently=False))
+            conn.execute("SET ROLE plain")
+            saver.setup()
+            config = put(saver, thread("t"), {"a": [1]})
+            saver.put_writes(config, [("a", 1)], "task")
+            assert values_of(saver, config) == {"a": [1]}
+            saver.prune()
+            saver.delete_thread("t")
+        finally:
+            conn.execute("RESET ROLE")
+            conn.execute("DROP OWNED BY plain; DROP ROLE plain")
+
+
+def test_the_ddl_builds_concurrently_by_default(database: Database) -> None:
+    """Statement by statement, as psql runs it; without a role the grants are comments."""
+    with Connection.connect(database.admin_dsn, autocommit=True) as conn:
+        saver = AuroraSaver(conn)
+        for statement in saver.ddl().split(";\n\n"):
+            conn.execute(statement)
+        assert len(SaverSide(True, database).sql(INDEXES)) == 3
+        assert saver.ddl().count("INDEX CONCURRENTLY") == 3
+
+
 def test_s3_without_autocommit_it_is_committed(saver_side: SaverSide) -> None:
     """The parent fails, half-way; and the connection stays as its owner made it."""
     with Connection.connect(saver_side.database.owner_dsn) as conn:

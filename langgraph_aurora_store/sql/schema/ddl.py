@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 
 from psycopg import sql
 
@@ -19,7 +19,7 @@ from langgraph_aurora_store.sql.schema.definitions import (
 from langgraph_aurora_store.sql.schema.introspection import STORE, VERSIONS, regclass_name
 from langgraph_aurora_store.sql.tables import StoreTables
 
-_HEADER = """\
+HEADER = """\
 -- The tables of langgraph-aurora-store. Run it with psql, as the role that shall own them:
 --   psql -v ON_ERROR_STOP=1 -f this-file
 -- It may be run again at any time. Afterwards setup() has nothing to do, under any role."""
@@ -85,11 +85,11 @@ def ddl(tables: StoreTables, *, role: str | None = None, concurrently: bool = Tr
     wanted = parts(tables.index, names)
     indexes = [part for part in wanted if part.kind == "index"]
     blocks = [
-        _HEADER,
+        HEADER,
         *_prerequisites(tables),
-        *(_ended(part.create(names)) for part in wanted if part.kind != "index"),
+        *(ended(part.create(names)) for part in wanted if part.kind != "index"),
         *_indexes(tables, indexes, names, concurrently=concurrently),
-        _grants(tables, [part.table for part in wanted if part.kind == "table"], names, role),
+        grants(tables, [part.table for part in wanted if part.kind == "table"], names, role),
         _commented(_OPTIONAL.format(store=names.table(STORE).as_string())),
     ]
     return "\n\n".join(blocks) + "\n"
@@ -98,7 +98,7 @@ def ddl(tables: StoreTables, *, role: str | None = None, concurrently: bool = Tr
 def _prerequisites(tables: StoreTables) -> Iterator[str]:
     if tables.schema is not None:
         schema = sql.Identifier(tables.schema)
-        yield _ended(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+        yield ended(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
     if tables.index:
         yield "CREATE EXTENSION IF NOT EXISTS vector;"
         yield _SEE_PGVECTOR
@@ -108,39 +108,47 @@ def _indexes(
     tables: StoreTables, indexes: list[SchemaObject], names: Names, *, concurrently: bool
 ) -> Iterator[str]:
     """The indexes, and then the record of all that is made."""
-    yield _drop_invalid(tables, indexes)
+    yield drop_invalid(tables, indexes)
     index = tables.index
     indexed = index is not None and index.kind == "hnsw"
     for part in indexes:
-        statement = _ended(part.create(names, concurrently=concurrently))
+        statement = ended(part.create(names, concurrently=concurrently))
         if index and part.name == EMBEDDING_INDEX and not indexed:
             statement = f"{_LATER.format(fewest_vectors(index, 0))}\n{_commented(statement)}"
         yield statement
-    yield from map(_ended, recording(names, records(index, indexed=indexed)))
+    yield from map(ended, recording(names, records(index, indexed=indexed)))
 
 
-def _drop_invalid(tables: StoreTables, indexes: list[SchemaObject]) -> str:
+def drop_invalid(tables: StoreTables, indexes: Sequence[SchemaObject]) -> str:
+    """Drop those of the indexes that an interrupted build has left."""
     named_tables = dict.fromkeys(regclass_name(tables, part.table) for part in indexes)
     located = sql.SQL(", ").join(
         sql.SQL("pg_catalog.to_regclass({})").format(it) for it in named_tables
     )
     named = sql.SQL(", ").join(part.name for part in indexes)
-    return _ended(sql.SQL(_DROP_INVALID).format(tables=located, indexes=named))
+    return ended(sql.SQL(_DROP_INVALID).format(tables=located, indexes=named))
 
 
-def _grants(tables: StoreTables, table_names: list[str], names: Names, role: str | None) -> str:
-    """What the store's role needs: to read and write memories, and to see what was recorded."""
-    grants: list[sql.Composable] = []
+def grants(
+    tables: StoreTables,
+    table_names: list[str],
+    names: Names,
+    role: str | None,
+    *,
+    read_only: Container[str] = VERSIONS,
+) -> str:
+    """What the store's role needs: to read and write, and to see what was recorded."""
+    granted: list[sql.Composable] = []
     if tables.schema is not None:
-        grants.append(sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(tables.schema)))
+        granted.append(sql.SQL("USAGE ON SCHEMA {}").format(sql.Identifier(tables.schema)))
     for table in table_names:
-        rights = "SELECT" if table in VERSIONS else "SELECT, INSERT, UPDATE, DELETE"
-        grants.append(sql.SQL(rights + " ON {}").format(names.table(table)))
+        rights = "SELECT" if table in read_only else "SELECT, INSERT, UPDATE, DELETE"
+        granted.append(sql.SQL(rights + " ON {}").format(names.table(table)))
     if role is None:
-        lines = [_commented(f"GRANT {it.as_string()} TO the_store_s_role;") for it in grants]
+        lines = [_commented(f"GRANT {it.as_string()} TO the_store_s_role;") for it in granted]
         return "\n".join(["-- What the store's role needs, unless it owns the tables:", *lines])
     grantee = sql.Identifier(role).as_string()
-    return "\n".join(f"GRANT {grant.as_string()} TO {grantee};" for grant in grants)
+    return "\n".join(f"GRANT {grant.as_string()} TO {grantee};" for grant in granted)
 
 
 def _commented(text: str) -> str:
@@ -149,5 +157,6 @@ def _commented(text: str) -> str:
     return "\n".join(line if line.startswith("--") else f"-- {line}" for line in lines)
 
 
-def _ended(statement: sql.Composable) -> str:
+def ended(statement: sql.Composable) -> str:
+    """The statement's text as a script has it."""
     return statement.as_string() + ";"
