@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 from typing_extensions import override
 
@@ -77,13 +78,18 @@ def redact_sdk_logs(sdk: str = "botocore") -> Iterator[None]:
 
     The block counts for its thread or task; a thread that it starts needs one of its own.
     """
-    for name in _LOGGERS[sdk]:
-        logging.getLogger(name).addFilter(_FILTER)  # adding it again does nothing
+    _attach(sdk)
     token = _is_redacting.set(True)
     try:
         yield
     finally:
         _is_redacting.reset(token)
+
+
+@cache
+def _attach(sdk: str) -> None:
+    for name in _LOGGERS[sdk]:
+        logging.getLogger(name).addFilter(_FILTER)
 
 
 class QuietBytes(bytes):

@@ -66,6 +66,7 @@ class AwsSession:
     def __init__(self, session: Session | None = None) -> None:
         self._given = session
         self._lock = ForkSafeLock()
+        self._client_lock = ForkSafeLock()  # a session makes one client at a time
         self._keys: _SessionKeys | None = None
         reinit_after_fork(self)
 
@@ -74,13 +75,14 @@ class AwsSession:
         return f"AwsSession({kind})"
 
     def reinit(self) -> None:
-        """In a forked child: free the lock of the given session's credentials.
+        """In a forked child: free the lock of the session's credentials.
 
         A thread of the parent may have been refreshing them. Credentials that these are made of in
         turn, as an assumed role's are, keep their own locks.
         """
         # Of botocore 1.44; what another version calls otherwise is let be.
-        core = getattr(self._given, "_session", self._given)
+        session = self._keys.session if self._keys else self._given
+        core = getattr(session, "_session", session)
         credentials: Any = getattr(core, "_credentials", None)
         lock = getattr(credentials, "_refresh_lock", None)
         if isinstance(lock, type(threading.Lock())) and lock.locked():
@@ -172,7 +174,7 @@ class AwsSession:
             connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2}
         )
         given = {"endpoint_url": endpoint_url} if endpoint_url else {}
-        with self._lock, redact_sdk_logs():
+        with self._client_lock, redact_sdk_logs():
             return make(service, region_name=region, config=config or brief, **given)
 
     def open(self) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ class BedrockEmbeddings(ServiceEmbeddings):
         self._aws = AwsSession(session)
         self._credentials_wait_s = min(_LONGEST_CREDENTIALS_WAIT_S, deadline_s / 2)
         self._asked_region: Region | None = None
+        self._ready_in = 0  # the process whose first request has met region and credentials
         self._endpoint_url = endpoint_url
         self._given = client
         self._client: ForkAwareClient[BedrockRuntimeClient] = ForkAwareClient(self, self._open)
@@ -144,12 +146,13 @@ class BedrockEmbeddings(ServiceEmbeddings):
         return explain(error, model=self.model, region=self._where(), texts=request.contents)
 
     def _ready_client(self) -> BedrockRuntimeClient:
-        if self._asked_region is None:
+        if self._ready_in != os.getpid():
             self._asked_region = self._find_region()
-        # Before the client is asked for: it would load the credentials however long that takes,
-        # and under a lock that every worker waits for.
-        if not (environment().get(BEARER_VARIABLE) or self._aws.makes_own_clients):
-            _ready_keys(self._aws, self._credentials_wait_s)
+            # Before the client is asked for: it would load the credentials however long that
+            # takes, and under a lock that every worker waits for.
+            if not (environment().get(BEARER_VARIABLE) or self._aws.makes_own_clients):
+                _ready_keys(self._aws, self._credentials_wait_s)
+            self._ready_in = os.getpid()
         return self._client.get()
 
     def _open(self) -> BedrockRuntimeClient:
