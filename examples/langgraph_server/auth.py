@@ -9,6 +9,9 @@ auth = Auth()
 # Stands for your identity provider: verify a signed token here instead.
 USERS = {"ada-key": "ada", "grace-key": "grace"}
 
+# How long an item lives that is put by HTTP without a ttl of its own.
+TTL_MINUTES = 365 * 24 * 60
+
 
 @auth.authenticate
 async def authenticate(authorization: str | None) -> str:
@@ -35,6 +38,14 @@ async def own_threads(ctx: Auth.types.AuthContext, value: dict[str, Any]) -> dic
 async def own_memories(ctx: Auth.types.AuthContext, value: dict[str, Any]) -> bool:
     """Below ("notes", user) a user may do everything, elsewhere nothing."""
     return tuple(value["namespace"] or ())[:2] == ("notes", ctx.user.identity)
+
+
+@auth.on.store.put
+async def own_memories_expire(ctx: Auth.types.AuthContext, value: dict[str, Any]) -> bool:
+    """The server hands ttl=None on, which means "for ever", so a default is set here."""
+    if value["ttl"] is None:
+        value["ttl"] = TTL_MINUTES
+    return await own_memories(ctx=ctx, value=value)
 
 
 @auth.on.store.search

@@ -1,10 +1,12 @@
 """The store under a LangGraph Server of its own process, through its HTTP API."""
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,6 +32,17 @@ EXAMPLE = EXAMPLES / "langgraph_server"
 WORKERS = 3
 CONNECTIONS_PER_STORE = 4
 
+# A model beside the store's path, which tells that it was loaded and that it was asked.
+PROBE = """
+from pathlib import Path
+
+Path("loaded").touch()
+
+def embed(texts):
+    Path("asked").touch()
+    return [[1.0, 0.0, 0.0, 0.0] for _ in texts]
+"""
+
 Connect = Callable[[str], LangGraphClient]
 
 
@@ -49,17 +62,29 @@ def database(aurora: LocalAurora) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="module")
-def url(
+def server(
     database: Database, models: LocalOpenAI, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The example's server, each of its workers on a thread and an event loop of its own."""
+) -> Iterator[tuple[str, Path]]:
+    """The example's server and folder, each worker on a thread and an event loop of its own."""
     folder = tmp_path_factory.mktemp("server") / "example"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(".langgraph_api"))
+    (folder / "probe.py").write_text(PROBE)
+    settings = json.loads((folder / "langgraph.json").read_text())
+    settings["store"] |= {
+        "index": {"embed": "./probe.py:embed", "dims": 4, "fields": ["text"]},
+        "ttl": {"default_ttl": 1},
+    }
+    (folder / "langgraph.json").write_text(json.dumps(settings))
     environment = os.environ | environment_of(database) | models.environment
     environment |= {"BG_JOB_ISOLATED_LOOPS": "true"}
     serving = load(EXAMPLE / "main.py").serving
     with serving(environment, folder=folder, workers=WORKERS) as url:
-        yield url
+        yield url, folder
+
+
+@pytest.fixture
+def url(server: tuple[str, Path]) -> str:
+    return server[0]
 
 
 @pytest.fixture
@@ -106,6 +131,39 @@ async def test_put_get_and_delete_reach_the_database(database: Database, connect
     assert vectors == 1
     await store.delete_item(place, key="tea")
     assert served(database, "notes.ada.crud") == {}
+
+
+async def test_index_beside_path_loads_a_model_that_is_never_asked(
+    server: tuple[str, Path], database: Database, connect: Connect
+) -> None:
+    """The server makes it at start-up; vectors are those of the store's own model."""
+    _, folder = server
+    assert (folder / "loaded").exists()
+    store = connect("ada").store
+    await store.put_item(["notes", "ada", "indexed"], key="k", value={"text": "Sails."})
+    found = await store.search_items(["notes", "ada", "indexed"], query="sails")
+    assert texts(found) == ["Sails."]
+    assert not (folder / "asked").exists()
+
+
+async def test_an_auth_handler_sets_the_ttl_that_a_request_leaves_out(
+    database: Database, connect: Connect
+) -> None:
+    """A default of the store, or beside its path, does not reach a put by HTTP."""
+    store = connect("ada").store
+    place = ["notes", "ada", "expiring"]
+    await store.put_item(place, key="default", value={"text": "t"})
+    await store.put_item(place, key="own", value={"text": "t"}, ttl=30)
+    with psycopg.connect(database.admin_dsn) as conn:
+        minutes = dict(
+            conn.execute(
+                """SELECT key, round(extract(epoch FROM expires_at - now()) / 60)::int
+                   FROM store WHERE prefix = 'notes.ada.expiring'"""
+            ).fetchall()
+        )
+    year = 365 * 24 * 60
+    assert year - 5 <= minutes["default"] <= year
+    assert 25 <= minutes["own"] <= 30
 
 
 async def test_search_ranks_by_meaning_and_filters(connect: Connect) -> None:
@@ -164,8 +222,8 @@ async def test_users_reach_their_own_memories_only(url: str, connect: Connect) -
         with pytest.raises(httpx.HTTPStatusError) as error:
             await refused
         assert error.value.response.status_code == 403
-    async with httpx.AsyncClient(base_url=url) as nobody:
-        answer = await nobody.post("/store/items/search", json={"namespace_prefix": ["notes"]})
+    async with httpx.AsyncClient(base_url=url) as stranger:
+        answer = await stranger.post("/store/items/search", json={"namespace_prefix": ["notes"]})
     assert answer.status_code == 401
 
 
