@@ -12,7 +12,6 @@ known --forget(): the database objects to a statement, or the store is closed-->
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -31,6 +30,7 @@ from langgraph_aurora_store.errors import (
     SchemaError,
     SchemaMissingError,
 )
+from langgraph_aurora_store.execution.database_warnings import warn_of_coverage, warn_of_state
 from langgraph_aurora_store.execution.pgvector_types import TypeRegistry
 from langgraph_aurora_store.execution.retry import RetrySettings
 from langgraph_aurora_store.sql.batch import Prepared, complete, prepare, run, split, validate
@@ -53,8 +53,6 @@ Deserializer: TypeAlias = Callable[[bytes | orjson.Fragment], dict[str, Any]]
 # The modules on the schema are imported where they are used: importing the store, as a Lambda
 # function does at its cold start, then does not wait for them.
 
-# Applications filter by the name of 0.1.0.
-logger = logging.getLogger("langgraph_aurora_store.engine")
 
 # Embedded once, where neither the model's name nor the configuration tells the vectors' length.
 _PROBE = "How many dimensions?"
@@ -101,6 +99,7 @@ class Operations:
         self._tables: StoreTables | None = None
         self._ready: StoreTables | None = None
         self._location = ""
+        self._covered: set[str] = set()
         self.pgvector = TypeRegistry()
         self._sizes = LargeNamespaces()
         dims = None
@@ -156,7 +155,8 @@ class Operations:
 
         self.forget()
         tables = yield from self.tables()
-        self._adopt(tables, (yield from setup(tables)))
+        ready = self._adopt(tables, (yield from setup(tables)))
+        yield from self._check_coverage(ready)
 
     def count(
         self, namespace_prefix: tuple[str, ...], filter_: Mapping[str, object] | None
@@ -205,7 +205,9 @@ class Operations:
         if ready := self._ready:  # read once: another thread may call forget()
             return ready
         tables = yield from self.tables()
-        return self._adopt(tables, (yield from inspect(tables)))
+        ready = self._adopt(tables, (yield from inspect(tables)))
+        yield from self._check_coverage(ready)
+        return ready
 
     def forget(self) -> None:
         """Inspect the database again at the next use: it may have changed, or be another."""
@@ -215,13 +217,7 @@ class Operations:
     def _adopt(self, tables: StoreTables, found: DatabaseState) -> StoreTables:
         """Remember the tables as found, with what the database's pgvector can do."""
         self._location = f"schema {found.schema!r} of database {found.database!r}"
-        if tables.index is not None and tables.has_ann_index and not found.iterative_scan:
-            logger.warning(
-                "pgvector %s in database %r is older than 0.8: a search that its index leaves short"
-                " of matches compares all, which is slow; run ALTER EXTENSION vector UPDATE",
-                found.pgvector,
-                found.database,
-            )
+        warn_of_state(tables, found)
         ready = self._ready = replace(
             tables,
             ef_construction=found.built_with("ef_construction"),
@@ -232,6 +228,15 @@ class Operations:
             has_write_marks=found.may_mark and self.retry is not None,
         )
         return ready
+
+    def _check_coverage(self, tables: StoreTables) -> Flow[None]:
+        """Warn once, for each database, of items and vectors that a search cannot do well."""
+        if tables.index is None or self._location in self._covered:
+            return
+        from langgraph_aurora_store.sql.coverage import inspect_coverage
+
+        self._covered.add(self._location)
+        warn_of_coverage(tables, (yield from inspect_coverage(tables)), self._location)
 
     def _on_tables(self, work: Callable[[StoreTables], Flow[T]]) -> Flow[T]:
         """Work on the known tables; forget them where the database objects."""
@@ -260,11 +265,14 @@ class Operations:
         if self.index_config is not None:
             settings = IndexSettings.from_config(self.index_config, dims)
             self.index_config.update(_derived(settings))
+        model = _model_name(self.index_config, self.embeddings)
         self._tables = StoreTables(
             schema=self._schema,
             index=settings,
             ttl=self.ttl,
-            embedding_id=_embedding_id(self.index_config, self.embeddings),
+            # Without a name, text is known as embedded within this store alone.
+            embedding_id=model or uuid4().hex,
+            names_model=model is not None,
             deserializer=self.deserializer or orjson.loads,
         )
 
@@ -315,12 +323,9 @@ def _derived(settings: IndexSettings) -> PostgresIndexConfig:
     )
 
 
-def _embedding_id(index: PostgresIndexConfig | None, embeddings: object) -> str | None:
-    """A name for the embedding model; one for this store alone where nothing names the model.
-
-    Unchanged text is then skipped within the store only: another store's model may differ.
-    """
+def _model_name(index: PostgresIndexConfig | None, embeddings: object) -> str | None:
+    """A name for the embedding model; ``None`` where nothing names it."""
     if index is None:
         return None
     embed = index.get("embed")
-    return identify(embeddings) or (embed if isinstance(embed, str) else uuid4().hex)
+    return identify(embeddings) or (embed if isinstance(embed, str) else None)

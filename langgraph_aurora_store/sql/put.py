@@ -100,14 +100,15 @@ WHERE v.prefix = w.prefix AND v.key = w.key AND NOT EXISTS (
 
 _UPSERT_VECTORS = """
 INSERT INTO {vectors} AS v (prefix, key, field_name, embedding, content_hash,
-                            hashed_at, created_at, updated_at)
+                            hashed_at, model_hash, created_at, updated_at)
 SELECT w.prefix, w.key, w.field, w.embedding, w.digest,
-       pg_catalog.now(), pg_catalog.now(), pg_catalog.now()
+       pg_catalog.now(), %(model_hash)s::bytea, pg_catalog.now(), pg_catalog.now()
 FROM {embedded} AS w (prefix, key, field, digest, embedding)
 ON CONFLICT (prefix, key, field_name) DO UPDATE SET
     embedding = excluded.embedding,
     content_hash = excluded.content_hash,
     hashed_at = excluded.hashed_at,
+    model_hash = excluded.model_hash,
     updated_at = excluded.updated_at
 """
 
@@ -190,8 +191,9 @@ def statements(
         steps.append(Statement(sql.delete_stale_vectors, _addresses(puts) | _kept(texts)))
         if new:
             embeddings = [vectors[text.text] for text in new]
+            columns = _columns(list(new)) | {"embeddings": embeddings}
             steps.append(
-                Statement(sql.upsert_vectors, _columns(list(new)) | {"embeddings": embeddings})
+                Statement(sql.upsert_vectors, {**columns, "model_hash": tables.model_hash})
             )
     return tuple(steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
@@ -37,6 +38,8 @@ EXTRA_COLUMNS = (
     # neither embedded nor written twice.
     ExtraColumn("store_vectors", "content_hash", "bytea"),
     ExtraColumn("store_vectors", "hashed_at", "timestamptz"),
+    # Which model made the vector, so that vectors of another one are noticed.
+    ExtraColumn("store_vectors", "model_hash", "bytea"),
 )
 
 
@@ -48,10 +51,11 @@ class StoreTables:
     """A store's tables and settings, as the statements need to know them.
 
     ``schema`` is ``None`` for the search path's. ``embedding_id`` names the embedding model, so
-    that a text is embedded again when the model changes, and ``deserializer`` reads values on a
-    connection that hands out JSON as it is. ``ef_construction`` and ``lists`` are those that the
-    index in the database was built with. ``iterative_scan`` tells whether pgvector is 0.8 or later,
-    and ``pgvector_schema`` where it lives, ``None`` for the search path.
+    that a text is embedded again when the model changes, ``names_model`` is whether other stores
+    know the model by the same name, and ``deserializer`` reads values on a connection that hands
+    out JSON as it is. ``ef_construction`` and ``lists`` are those that the index in the database
+    was built with. ``iterative_scan`` tells whether pgvector is 0.8 or later, and
+    ``pgvector_schema`` where it lives, ``None`` for the search path.
     ``has_vectors`` is whether the table of vectors was there at first use, for a role that may
     delete them, and ``has_write_marks`` whether writes are to be marked. What the properties return
     is quoted and ready to stand in a statement with parameters.
@@ -62,6 +66,7 @@ class StoreTables:
     ttl: TtlSettings = field(default_factory=TtlSettings)
     # No statement's text depends on it, and settings of any kind are part of it.
     embedding_id: str | None = field(default=None, compare=False, repr=False)
+    names_model: bool = field(default=True, compare=False, repr=False)
     deserializer: Callable[[Any], dict[str, Any]] = field(
         default=orjson.loads, compare=False, repr=False
     )
@@ -94,6 +99,14 @@ class StoreTables:
     def write_marks(self) -> str:
         """The table of write marks."""
         return _quoted(self.schema, WRITE_MARKS)
+
+    @property
+    def model_hash(self) -> bytes | None:
+        """Eight bytes for the model and its dimensions; ``None`` for a model without a name."""
+        if not self.names_model:
+            return None
+        origin = f"{self.embedding_id or ''}\0{self.indexed.dims}"
+        return hashlib.sha256(origin.encode()).digest()[:8]
 
     @property
     def embedding_type(self) -> str:

@@ -106,7 +106,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"a": {1, 2}}, "a"),
         ({"a": b"x"}, "a"),
         ({"a": Model()}, "a"),
-        ({"a": {1: 2}}, "a"),
+        ({"a": {(1, 2): 2}}, "a"),
         ({"a": MappingProxyType({"b": [()], "c": ({"d": b""},)})}, "a.c[0].d"),
         ({"a": object()}, "a"),
         (cyclic(), ""),

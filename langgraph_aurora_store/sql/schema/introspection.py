@@ -66,6 +66,20 @@ LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = x.indke
 """
 
 
+# A superuser, or the owner of the schema or the database, could change the tables in any case.
+_FOREIGN_OWNERS = """
+SELECT c.relname::text, r.rolname::text
+FROM pg_catalog.unnest(%s::text[]) AS asked (name)
+JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(asked.name)::oid
+JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+WHERE NOT (r.rolsuper OR r.oid = n.nspowner OR r.oid = d.datdba
+           OR pg_catalog.pg_has_role(r.oid, 'MEMBER'))
+ORDER BY c.relname
+"""
+
+
 class Column(NamedTuple):
     """A column's type by name, and its modifier: a vector's dimensions, or -1 for none."""
 
@@ -96,8 +110,9 @@ class DatabaseState:
     names no schema that exists. ``may_index`` is whether the role owns the embeddings, or would;
     ``may_forget`` whether they are there and it may delete them, and ``may_mark`` whether the table
     of write marks is there and it may write it.
-    ``pgvector`` is the extension's version as installed in this
-    database, which an upgrade of the engine does not change.
+    ``pgvector`` is the extension's version as installed in this database, which an upgrade of the
+    engine does not change. ``foreign_owners`` are tables, each with its owner, of a role that the
+    current one is not a member of and that has no power over the schema in any case.
     """
 
     database: str
@@ -111,6 +126,7 @@ class DatabaseState:
     pgvector_schema: str | None
     columns: dict[tuple[str, str], Column]
     indexes: dict[str, Index]
+    foreign_owners: tuple[tuple[str, str], ...] = ()
 
     @property
     def tables(self) -> frozenset[str]:
@@ -167,17 +183,18 @@ def inspect(
     large, main = regclass_name(tables, large_table), regclass_name(tables, main_table)
     marks = regclass_name(tables, WRITE_MARKS)
     place_of = (large, large, marks, tables.schema, main)
-    (place,), columns, indexes = yield Transaction(
+    (place,), columns, indexes, owners = yield Transaction(
         (
             Statement(_PLACE, place_of),
             Statement(_COLUMNS, (names,)),
             Statement(_INDEXES, (names,)),
+            Statement(_FOREIGN_OWNERS, (names,)),
         )
     )
-    return _findings(place, columns, indexes)
+    return _state(place, columns, indexes, owners)
 
 
-def _findings(place: Row, columns: Rows, indexes: Rows) -> DatabaseState:
+def _state(place: Row, columns: Rows, indexes: Rows, owners: Rows) -> DatabaseState:
     database, user, schema, schema_exists, may_index, may_forget, may_mark, *pgvector = place
     return DatabaseState(
         database=database,
@@ -191,4 +208,5 @@ def _findings(place: Row, columns: Rows, indexes: Rows) -> DatabaseState:
         pgvector_schema=pgvector[1],
         columns={(table, name): Column(*kind) for table, name, *kind in columns},
         indexes={row[0]: Index(*row) for row in indexes},
+        foreign_owners=tuple((table, owner) for table, owner in owners),
     )
