@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from langgraph.store.base import BaseStore, Op, Result, TTLConfig
+from langgraph.store.base import BaseStore, Op, PutOp, Result, TTLConfig
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
 from psycopg import AsyncConnection, AsyncPipeline, Capabilities
@@ -24,6 +24,7 @@ from langgraph_aurora_store.execution.coalescer import OperationCoalescer
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncExecutor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.read_routing import Readers, ReadSession
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
@@ -83,6 +84,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         operations: Operations,
         *,
         pipe: Any = None,
+        readers: Any = None,
+        read_your_writes_s: float = 0.0,
     ) -> None:
         # Not the parent's constructor: it wants a running loop and starts a task on it.
         self.conn = conn
@@ -106,7 +109,11 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         self._write_limiters: dict[asyncio.AbstractEventLoop, WriteLimiter] = {}
         is_pool = isinstance(conn, (AsyncLazyPool, AsyncConnectionPool))
         reader = conn.reader if isinstance(conn, AsyncLazyPool) else None
-        self._executor = AsyncExecutor(operations, reader=reader, keeps_connection=not is_pool)
+        self._readers: AsyncLazyPool | None = readers
+        routing = Readers(readers.connection, ReadSession(read_your_writes_s)) if readers else None
+        self._executor = AsyncExecutor(
+            operations, reader=reader, readers=routing, keeps_connection=not is_pool
+        )
 
     @override
     @classmethod
@@ -156,6 +163,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         if isinstance(self.conn, AsyncLazyPool):
             await self.conn.close()
             self._operations.forget()
+        if self._readers is not None:
+            await self._readers.close()
 
     @override
     async def __aenter__(self) -> Self:
@@ -259,9 +268,8 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         Raises:
             InvalidFilterError: the filter means nothing.
         """
-        return await self._executor.run(
-            self._operations.count(namespace_prefix, filter), self.connection
-        )
+        flow = self._operations.count(namespace_prefix, filter)
+        return await self._executor.run(flow, self.connection, reads_only=True)
 
     async def adelete_namespace(self, namespace_prefix: tuple[str, ...]) -> int:
         """Delete the items in a namespace and below it, and return how many there were.
@@ -372,13 +380,19 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
             return [await self._coalescer().submit(ops[0])]
         return await self._coalescer().track(self._batch(ops))
 
-    async def _batch(self, ops: Iterable[Op]) -> list[Result]:
-        return await self._executor.run(self._operations.batch(ops), self.connection)
+    async def _batch(self, ops: Sequence[Op]) -> list[Result]:
+        flow = self._operations.batch(ops)
+        return await self._executor.run(flow, self.connection, reads_only=_reads_only(ops))
 
     async def _prepare_group(self, ops: Sequence[Op]) -> list[Prepared]:
         limiter = self._write_limiter()
         flow = self._operations.prepare(ops, at_most=limiter.size if limiter else 1)
-        return await self._executor.run(flow, self.connection)
+        return await self._executor.run(flow, self.connection, reads_only=_reads_only(ops))
 
     async def _complete_part(self, part: Prepared, connect: AsyncConnect) -> list[Result]:
-        return await self._executor.run(self._operations.complete(part), connect)
+        flow = self._operations.complete(part)
+        return await self._executor.run(flow, connect, reads_only=not part.batch.writes.puts)
+
+
+def _reads_only(ops: Sequence[Op]) -> bool:
+    return not any(isinstance(op, PutOp) for op in ops)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from langgraph.store.base import TTLConfig
 from langgraph.store.postgres.base import PostgresIndexConfig
 
 from langgraph_aurora_store.config import connect_defaults
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.conninfo import ConnectionFactory, connection_factory
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings, Profile
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.read_routing import ReadOptions
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.validation import check
 
@@ -50,6 +52,10 @@ class BaseAuroraStore:
         schema: str | None = None,
         deserializer: Deserializer | None = None,
         retry: RetrySettings | None = DEFAULT_RETRY,
+        read_from: Literal["writer", "reader"] = "writer",
+        reader_endpoint: str | None = None,
+        reader_port: int | None = None,
+        read_your_writes_s: float = 5.0,
     ) -> Self:
         """Make a store that connects on first use; nothing is contacted here.
 
@@ -87,24 +93,27 @@ class BaseAuroraStore:
             retry: how long a call goes on after a lost connection, a failover or a deadlock;
                 ``None`` raises the first such error. Nothing is embedded again, and no write is
                 made twice.
+            read_from: ``"reader"`` has the cluster's reader endpoint serve reads, where it has what
+                this store has written and read so far; else, and without a reader, the writer does.
+            reader_endpoint: default: the cluster's own.
+            reader_port: default: ``port``.
+            read_your_writes_s: how long after a write reads go to the writer, where a reader does
+                not tell how far it is.
 
         Raises:
             ConfigurationError: something is missing or wrong, naming parameter and variable.
         """
-        factory = connection_factory(
-            cluster,
+        connect = partial(
+            connection_factory,
             user=user,
             database=database,
             region=region,
-            port=port,
-            endpoint=endpoint,
             session=session,
             credentials=credentials,
             sslmode=sslmode,
             sslrootcert=sslrootcert,
             application_name=application_name,
         )
-        settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
         operations = Operations(
             index=index,
             ttl=ttl,
@@ -114,8 +123,28 @@ class BaseAuroraStore:
             region=region,
             retry=retry,
         )
+        options = ReadOptions(read_from, reader_endpoint, reader_port, read_your_writes_s)
+        factory = connect(cluster, port=port, endpoint=endpoint)
+        readers = options.factory(connect, cluster, port, endpoint)
+        return cls._made(factory, readers, pool, options, operations)
+
+    @classmethod
+    def _made(
+        cls,
+        factory: ConnectionFactory,
+        readers: ConnectionFactory | None,
+        pool: Profile | PoolSettings | None,
+        options: ReadOptions,
+        operations: Operations,
+    ) -> Self:
+        settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
         store = cls.__new__(cls)
-        store._initialize(cls._pool_class(factory, settings), operations)  # noqa: SLF001 - its own
+        store._initialize(  # noqa: SLF001 - its own
+            cls._pool_class(factory, settings),
+            operations,
+            readers=None if readers is None else cls._pool_class(readers, settings),
+            read_your_writes_s=options.read_your_writes_s,
+        )
         return store
 
     def _check(self, conn: object) -> None:
@@ -137,6 +166,8 @@ class BaseAuroraStore:
         operations: Operations,
         *,
         pipe: Any = None,
+        readers: Any = None,
+        read_your_writes_s: float = 0.0,
     ) -> None:
         """Complete a new instance, once its operations are made."""
         raise NotImplementedError

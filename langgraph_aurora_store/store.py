@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from langgraph.store.base import Op, Result, TTLConfig
+from langgraph.store.base import Op, PutOp, Result, TTLConfig
 from langgraph.store.postgres import PostgresStore
 from langgraph.store.postgres.base import PoolConfig, PostgresIndexConfig
 from psycopg import Connection, Pipeline
@@ -21,6 +21,7 @@ from langgraph_aurora_store.connect.lazy_pool import LazyPool
 from langgraph_aurora_store.connect.plain_pool import borrowed
 from langgraph_aurora_store.execution.executor import Executor
 from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.read_routing import Readers, ReadSession
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
 from langgraph_aurora_store.execution.write_failures import write_failures_logged
@@ -73,6 +74,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         operations: Operations,
         *,
         pipe: Any = None,
+        readers: Any = None,
+        read_your_writes_s: float = 0.0,
     ) -> None:
         PostgresStore.__init__(
             self, conn, pipe=pipe, deserializer=operations.deserializer, ttl=operations.ttl_config
@@ -81,7 +84,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         self.embeddings, self.index_config = operations.embeddings, operations.index_config
         self._sweeper: SweeperThread | None = None
         reader = conn.reader if isinstance(conn, LazyPool) else None
-        self._executor = Executor(operations, reader=reader)
+        self._readers: LazyPool | None = readers
+        routing = Readers(readers.connection, ReadSession(read_your_writes_s)) if readers else None
+        self._executor = Executor(operations, reader=reader, readers=routing)
 
     @override
     @classmethod
@@ -137,6 +142,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         if isinstance(self._conn, LazyPool):
             self._conn.close()
             self._operations.forget()
+        if self._readers is not None:
+            self._readers.close()
 
     def __enter__(self) -> Self:
         if isinstance(self._conn, LazyPool):
@@ -194,7 +201,9 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         """
         known = list(ops)
         with write_failures_logged(known):
-            return self._executor.run(self._operations.batch(known), self.connection)
+            reads_only = not any(isinstance(op, PutOp) for op in known)
+            flow = self._operations.batch(known)
+            return self._executor.run(flow, self.connection, reads_only=reads_only)
 
     def count(
         self,
@@ -207,7 +216,8 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         Raises:
             InvalidFilterError: the filter means nothing.
         """
-        return self._executor.run(self._operations.count(namespace_prefix, filter), self.connection)
+        flow = self._operations.count(namespace_prefix, filter)
+        return self._executor.run(flow, self.connection, reads_only=True)
 
     def delete_namespace(self, namespace_prefix: tuple[str, ...]) -> int:
         """Delete the items in a namespace and below it, and return how many there were.

@@ -25,8 +25,17 @@ from langgraph_aurora_store.connect.cancellation import run_shielded
 from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect, Conn, Connect
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.requests import text_labels
+from langgraph_aurora_store.errors import AuroraStoreError
 from langgraph_aurora_store.execution import pgvector_types
 from langgraph_aurora_store.execution.operations import Operations, labels_of
+from langgraph_aurora_store.execution.read_routing import (
+    READER_TIMEOUT_S,
+    WRITTEN,
+    Readers,
+    ReadSession,
+    may_be_old,
+    positioned,
+)
 from langgraph_aurora_store.execution.retry import (
     READ_ONLY_CAUSE,
     Attempts,
@@ -76,15 +85,25 @@ class Executor:
     ``reader`` is the endpoint's name, where the name says that it serves reads only.
     """
 
-    def __init__(self, operations: Operations, *, reader: str | None = None) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        *,
+        reader: str | None = None,
+        readers: Readers | None = None,
+    ) -> None:
         self._operations = operations
         self._retry = operations.retry
         self._reader = reader
+        self._readers = readers
         self._marks = WriteMarks()
 
-    def run(self, flow: Flow[T], connect: Connect) -> T:
-        """The flow's result; each `Transaction` has a connection, held for it only."""
-        attempts = Attempts(self._retry)
+    def run(self, flow: Flow[T], connect: Connect, *, reads_only: bool = False) -> T:
+        """The flow's result; each `Transaction` has a connection, held for it only.
+
+        ``reads_only``: a reader may serve it.
+        """
+        attempts = Attempts(self._retry, reads_only=reads_only)
         return self._run_flow(flow, connect, attempts, prepare=None)
 
     def run_on(self, flow: Flow[T], conn: Conn) -> T:
@@ -124,18 +143,45 @@ class Executor:
     def _perform_repeatedly(
         self, step: Transaction | Autocommit, connect: Connect, attempts: Attempts
     ) -> object:
+        if attempts.reads_only and (rows := self._read(step)) is not None:
+            return rows
         mark: Mark | None = None
         while True:
             try:
                 with connect(**attempts.left()) as conn:
                     mark = mark or self._marks.next(conn, step)
                     reply = self._attempt(conn, step, mark)
+                    if self._readers is not None and not isinstance(reply, Failure):
+                        self._observe(conn, self._readers.session)
             except psycopg.Error as exc:
                 reply = attempts.without_connection(exc)
             if not isinstance(reply, Failure):
                 return reply
             mark = None if reply.is_superseded else mark
             time.sleep(attempts.retry_after_s(reply, step))
+
+    def _read(self, step: Transaction | Autocommit) -> Any:
+        """What a reader answers; ``None`` where the writer has to be asked."""
+        readers = self._readers
+        if readers is None or not may_be_old(step):
+            return None
+        if not readers.session.may_ask_reader():
+            return None
+        try:
+            with readers.connect(READER_TIMEOUT_S) as conn:
+                ((position,), *rows) = self._perform_on(conn, positioned(step), prepare=None)
+        except (psycopg.Error, AuroraStoreError) as exc:
+            readers.session.failed(exc)
+            return None
+        is_standby, replayed = position
+        return rows if readers.session.accepts(is_standby=is_standby, replayed=replayed) else None
+
+    def _observe(self, conn: Conn, session: ReadSession) -> None:
+        """Note how new what the writer has written or read may be."""
+        position = None
+        with suppress(psycopg.Error):
+            (((position,),),) = self._execute(conn, WRITTEN, prepare=None)
+        session.observed(position)
 
     def _attempt(
         self, conn: Conn, step: Transaction | Autocommit, mark: Mark | None
@@ -229,17 +275,26 @@ class AsyncExecutor:
     """
 
     def __init__(
-        self, operations: Operations, *, reader: str | None = None, keeps_connection: bool
+        self,
+        operations: Operations,
+        *,
+        reader: str | None = None,
+        readers: Readers | None = None,
+        keeps_connection: bool,
     ) -> None:
         self._operations = operations
         self._retry = operations.retry
         self._reader = reader
+        self._readers = readers
         self._marks = WriteMarks()
         self._keeps_connection = keeps_connection
 
-    async def run(self, flow: Flow[T], connect: AsyncConnect) -> T:
-        """The flow's result; each `Transaction` has a connection, held for it only."""
-        attempts = Attempts(self._retry)
+    async def run(self, flow: Flow[T], connect: AsyncConnect, *, reads_only: bool = False) -> T:
+        """The flow's result; each `Transaction` has a connection, held for it only.
+
+        ``reads_only``: a reader may serve it.
+        """
+        attempts = Attempts(self._retry, reads_only=reads_only)
         return await self._run_flow(flow, connect, attempts, prepare=None)
 
     async def run_on(self, flow: Flow[T], conn: AsyncConn) -> T:
@@ -296,18 +351,45 @@ class AsyncExecutor:
     async def _perform_repeatedly(
         self, step: Transaction | Autocommit, connect: AsyncConnect, attempts: Attempts
     ) -> object:
+        if attempts.reads_only and (rows := await self._read(step)) is not None:
+            return rows
         mark: Mark | None = None
         while True:
             try:
                 async with connect(**attempts.left()) as conn:
                     mark = mark or self._marks.next(conn, step)
                     reply = await self._attempt(conn, step, mark)
+                    if self._readers is not None and not isinstance(reply, Failure):
+                        await self._observe(conn, self._readers.session)
             except psycopg.Error as exc:
                 reply = attempts.without_connection(exc)
             if not isinstance(reply, Failure):
                 return reply
             mark = None if reply.is_superseded else mark
             await asyncio.sleep(attempts.retry_after_s(reply, step))
+
+    async def _read(self, step: Transaction | Autocommit) -> Any:
+        """What a reader answers; ``None`` where the writer has to be asked."""
+        readers = self._readers
+        if readers is None or not may_be_old(step):
+            return None
+        if not readers.session.may_ask_reader():
+            return None
+        try:
+            async with readers.connect(READER_TIMEOUT_S) as conn:
+                ((position,), *rows) = await self._perform_on(conn, positioned(step), prepare=None)
+        except (psycopg.Error, AuroraStoreError) as exc:
+            readers.session.failed(exc)
+            return None
+        is_standby, replayed = position
+        return rows if readers.session.accepts(is_standby=is_standby, replayed=replayed) else None
+
+    async def _observe(self, conn: AsyncConn, session: ReadSession) -> None:
+        """Note how new what the writer has written or read may be."""
+        position = None
+        with suppress(psycopg.Error):
+            (((position,),),) = await self._execute(conn, WRITTEN, prepare=None)
+        session.observed(position)
 
     async def _attempt(
         self, conn: AsyncConn, step: Transaction | Autocommit, mark: Mark | None

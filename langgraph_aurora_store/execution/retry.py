@@ -161,9 +161,11 @@ class Attempts:
         self,
         settings: RetrySettings | None,
         *,
+        reads_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        self.reads_only = reads_only
         self._settings = settings
         self._clock = clock
         self._spread = spread

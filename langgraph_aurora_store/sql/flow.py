@@ -63,7 +63,7 @@ class Transaction(NamedTuple):
 
     A write may be run again after a lost reply if it is marked by ``marking``, or if
     ``is_idempotent``: then a repetition changes nothing. ``is_optional`` is for one that a
-    read-only server may refuse.
+    read-only server may refuse. ``needs_writer`` is for a read whose answer must not be old.
     """
 
     statements: tuple[Statement, ...]
@@ -71,6 +71,7 @@ class Transaction(NamedTuple):
     marking: Marking | None = None
     is_idempotent: bool = False
     is_optional: bool = False
+    needs_writer: bool = False
 
 
 class Autocommit(NamedTuple):

@@ -189,7 +189,8 @@ def inspect(
             Statement(_COLUMNS, (names,)),
             Statement(_INDEXES, (names,)),
             Statement(_FOREIGN_OWNERS, (names,)),
-        )
+        ),
+        needs_writer=True,
     )
     return _state(place, columns, indexes, owners)
 
