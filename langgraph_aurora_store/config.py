@@ -45,7 +45,7 @@ _Choice = TypeVar("_Choice", bound=str)
 
 
 def environment() -> Mapping[str, str]:
-    """The process's environment, read anew at each call and never copied into a setting's repr."""
+    """The process's environment, read again at each call and never copied into a setting's repr."""
     return os.environ
 
 

@@ -233,7 +233,7 @@ def with_text_id(config: RunnableConfig) -> RunnableConfig:
 
 
 def named_missing(error: psycopg.errors.UndefinedTable) -> SchemaMissingError:
-    """The error of ours for tables that are not there."""
+    """The error for tables that are not there."""
     said = error.diag.message_primary or str(error)
     return SchemaMissingError(f"{said}: run setup() of the saver once")
 

@@ -143,7 +143,8 @@ WITH doomed AS MATERIALIZED (
 SELECT count(*), array_agg(DISTINCT thread_id) FROM doomed
 """
 
-# What no checkpoint refers to, nobody can read. A checkpoint and its blobs come by one statement.
+# A blob that no checkpoint refers to cannot be read. A checkpoint and its blobs come by one
+# statement.
 DELETE_UNUSED_BLOBS = """
 WITH used AS MATERIALIZED (
     SELECT DISTINCT c.thread_id, c.checkpoint_ns, v.key, v.value

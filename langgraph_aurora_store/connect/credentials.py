@@ -70,10 +70,10 @@ class Credentials(Protocol):
 
 
 class IamCredentials:
-    """A token signed anew for each connection, locally, with a session's AWS credentials.
+    """A new token for each connection, locally, with a session's AWS credentials.
 
     ``session`` is any boto3 or botocore session (profile, assumed role, IRSA, Lambda role); the
-    default is botocore's own chain, read anew where environment or files have changed. Signing
+    default is botocore's own chain, read again where environment or files have changed. Signing
     takes no network; botocore refreshes the credentials that sign. No token is kept, so none can go
     stale. Thread-safe.
     """
@@ -173,7 +173,7 @@ class PasswordCredentials(_HoldsSecret):
         return Login(user, self._password)
 
     def refused(self) -> None:
-        """A fixed password cannot be had anew."""
+        """A fixed password has no other source to be read from."""
 
 
 @dataclass(frozen=True, slots=True)

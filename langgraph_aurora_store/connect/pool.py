@@ -355,7 +355,7 @@ def _limits(pool: AuroraPool | AsyncAuroraPool) -> dict[str, int]:
 
 
 class _PoolName(str):
-    """The name of a pool of ours, which tells its lines in the log of psycopg_pool from others."""
+    """The name of an Aurora pool, which tells its lines in the log of psycopg_pool from others."""
 
     __slots__ = ()
 

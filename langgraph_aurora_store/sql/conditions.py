@@ -22,7 +22,7 @@ MOST = 2**31 - 1
 ALIVE = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
 """Expired items count for nothing from that moment on, swept or not."""
 
-# How long an item lives after a write or a read. The column of ours counts only for the write
+# How long an item lives after a write or a read. The added column counts only for the write
 # that set it, see tables.py.
 LIFETIME = """
     CASE WHEN pg_catalog.lower(s.lifetime) = s.updated_at

@@ -30,8 +30,8 @@ JOIN {store} AS s ON s.prefix = w.prefix AND s.key = w.key
 WHERE {alive}
 """
 
-# A row that someone else holds is being written or refreshed anyway. So a refresh waits for nobody,
-# and in whatever order it locks, it is part of no circle.
+# A row that another transaction has locked is being written or refreshed anyway. So a refresh never
+# waits, and in whatever order it locks, it is part of no circle.
 _REFRESH = """
 WITH to_refresh AS MATERIALIZED (
     SELECT s.prefix, s.key

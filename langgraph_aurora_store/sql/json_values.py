@@ -15,7 +15,7 @@ from langgraph_aurora_store.validation import brief
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-# PostgreSQL takes more than 10,000. Python 3.11 reads 1,000, less the frames of whoever reads: what
+# PostgreSQL takes more than 10,000. Python 3.11 reads 1,000, less the frames of the reader: what
 # was written at the top of a program has to be readable from within an agent.
 MOST_LEVELS = 500
 

@@ -35,12 +35,12 @@ from langgraph_aurora_store.validation import brief
 _MOST_PROBES = 20_000
 _ROWS_PER_DELETE = 10_000
 
-# From each namespace found the walk jumps to the next, by the text_pattern_ops index on prefix:
+# From each namespace found the skip scan jumps to the next, by the text_pattern_ops index on prefix:
 # past everything that truncates to the same, if the one found matches. E'\\x01' ends the smallest
 # text above a prefix; a slash is the character after the dot, and so above all that lies below.
 # The order is InMemoryStore's, label by label in code points, whatever the database's collation.
 _LIST = """
-WITH RECURSIVE walk (prefix, beginning, steps) AS (
+WITH RECURSIVE skip_scan (prefix, beginning, steps) AS (
     SELECT NULL::text, %(first)s::text, 0
     UNION ALL
     SELECT n.prefix,
@@ -48,7 +48,7 @@ WITH RECURSIVE walk (prefix, beginning, steps) AS (
                 THEN pg_catalog.array_to_string(n.labels[:%(depth)s::int], '.') || '/'::text
                 ELSE n.prefix || E'\\x01'::text END,
            w.steps + 1
-    FROM walk AS w CROSS JOIN LATERAL (
+    FROM skip_scan AS w CROSS JOIN LATERAL (
         SELECT s.prefix, pg_catalog.string_to_array(s.prefix, '.') AS labels FROM {store} AS s
         WHERE s.prefix ~>=~ w.beginning AND {within} AND {alive}
         ORDER BY s.prefix USING ~<~ LIMIT 1
@@ -56,10 +56,10 @@ WITH RECURSIVE walk (prefix, beginning, steps) AS (
     WHERE w.steps <= %(most)s::int
 ),
 found AS (
-    SELECT prefix FROM walk WHERE (SELECT pg_catalog.max(steps) FROM walk) <= %(most)s::int
+    SELECT prefix FROM skip_scan WHERE (SELECT pg_catalog.max(steps) FROM skip_scan) <= %(most)s::int
     UNION ALL
     SELECT s.prefix FROM {store} AS s
-    WHERE (SELECT pg_catalog.max(steps) FROM walk) > %(most)s::int
+    WHERE (SELECT pg_catalog.max(steps) FROM skip_scan) > %(most)s::int
       AND s.prefix ~>=~ %(first)s::text AND {within} AND {alive}
     {itself}
 )

@@ -15,12 +15,12 @@ from langgraph_aurora_store.errors import ConfigurationError
 Table = Literal["store", "store_vectors"]
 
 
-# A table of ours, one row for each connection that has written.
+# An added table, one row for each connection that has written.
 WRITE_MARKS = "aurora_store_writes"
 
 
 class ExtraColumn(NamedTuple):
-    """A nullable column of ours in one of the parent's tables, which the parent never reads."""
+    """A nullable column added to one of the parent's tables, which the parent never reads."""
 
     table: Table
     name: str
@@ -122,7 +122,7 @@ class StoreTables:
 
     @property
     def has_ann_index(self) -> bool:
-        """Whether there is to be an index that a search can walk."""
+        """Whether there is to be an index that a search can scan."""
         return self.indexed.kind != "flat"
 
     @property

@@ -24,7 +24,8 @@ _CHUNK, _CHUNK_FILTERED = 10, 20
 
 # pgvector looks at as many in one go, 40 by default and at most 1,000. Measured on 100,000 vectors
 # of 128 dimensions in an index that was built with pgvector's default, as the parent's is: a recall
-# of .95 for 40, .986 for 120 and .994 for 160, in 0.77, 1.01 and 1.06 ms. Built as ours: 1 for 40.
+# of .95 for 40, .986 for 120 and .994 for 160, in 0.77, 1.01 and 1.06 ms. Built by this store: 1
+# for 40.
 _LEAST_EF_SEARCH, _LEAST_EF_SEARCH_OF_DEFAULT, _MOST_EF_SEARCH = 40, 120, 1000
 _MOST_SCAN_TUPLES, _ANY_SCAN_TUPLES = 20_000, 2**31 - 1
 _IVFFLAT_LISTS = 100  # pgvector's default

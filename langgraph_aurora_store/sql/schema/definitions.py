@@ -223,12 +223,12 @@ VECTORS_PREFIX_INDEX = SchemaObject(
 
 def additions(table: str) -> SchemaObject:
     """Our own columns in one of the parent's tables."""
-    ours = [addition for addition in EXTRA_COLUMNS if addition.table == table]
+    extra = [column for column in EXTRA_COLUMNS if column.table == table]
     clauses = [
         sql.SQL("ADD COLUMN IF NOT EXISTS {} " + added.type).format(sql.Identifier(added.name))
-        for added in ours
+        for added in extra
     ]
-    names = tuple(added.name for added in ours)
+    names = tuple(added.name for added in extra)
     return SchemaObject(
         "columns", f"{table} ({', '.join(names)})", table, sql.SQL(", ").join(clauses), names
     )

@@ -165,7 +165,7 @@ def check(tables: StoreTables) -> Flow[DatabaseState]:
 
     Raises:
         SchemaMissingError: a table or a column is missing; where only the parent has set up the
-            database, ours are.
+            database, those that this store adds are.
         SchemaDriftError: the vectors are of another shape than the index configuration says.
         SchemaError: a table of that name is not a LangGraph store's.
     """

@@ -36,8 +36,8 @@ Look: TypeAlias = Callable[[], Flow[SchemaDiff]]
 logger = logging.getLogger("langgraph_aurora_store.sql.schema")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-# A table that is in use is locked for a moment only, or not at all: whoever came after a waiting
-# ALTER TABLE would wait behind it.
+# A table that is in use is locked for a moment only, or not at all: statements that come after a
+# waiting ALTER TABLE would wait behind it.
 LOCK_TIMEOUT = "2s"
 ATTEMPTS = 30
 # What another session can cause, a parent's setup() for instance, and what a second look settles.
@@ -207,7 +207,7 @@ def _cleaned_up(cleanup: Statement, work: Flow[T]) -> Flow[T]:
     """Transaction ``cleanup`` where ``work`` failed, without hiding why it did."""
     try:
         return (yield from work)
-    except GeneratorExit:  # the driver left, and nobody would answer another step
+    except GeneratorExit:  # the executor left, and no further step would be answered
         raise
     except BaseException:
         with suppress(psycopg.Error):
