@@ -35,10 +35,11 @@ from langgraph_aurora_store.validation import brief
 _MOST_PROBES = 20_000
 _ROWS_PER_DELETE = 10_000
 
-# From each namespace found the skip scan jumps to the next, by the text_pattern_ops index on prefix:
-# past everything that truncates to the same, if the one found matches. E'\\x01' ends the smallest
-# text above a prefix; a slash is the character after the dot, and so above all that lies below.
-# The order is InMemoryStore's, label by label in code points, whatever the database's collation.
+# From each namespace found the skip scan jumps to the next, by the text_pattern_ops index on
+# prefix: past everything that truncates to the same, if the one found matches. E'\\x01' ends the
+# smallest text above a prefix; a slash is the character after the dot, and so above all that lies
+# below. The order is InMemoryStore's, label by label in code points, whatever the database's
+# collation.
 _LIST = """
 WITH RECURSIVE skip_scan (prefix, beginning, steps) AS (
     SELECT NULL::text, %(first)s::text, 0
@@ -56,7 +57,8 @@ WITH RECURSIVE skip_scan (prefix, beginning, steps) AS (
     WHERE w.steps <= %(most)s::int
 ),
 found AS (
-    SELECT prefix FROM skip_scan WHERE (SELECT pg_catalog.max(steps) FROM skip_scan) <= %(most)s::int
+    SELECT prefix FROM skip_scan
+    WHERE (SELECT pg_catalog.max(steps) FROM skip_scan) <= %(most)s::int
     UNION ALL
     SELECT s.prefix FROM {store} AS s
     WHERE (SELECT pg_catalog.max(steps) FROM skip_scan) > %(most)s::int
