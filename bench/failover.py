@@ -245,7 +245,7 @@ def lose_replies(cluster: LocalAurora, count: int) -> float:
 
 
 def silence(cluster: LocalAurora) -> float:
-    cluster.silence_connections()
+    cluster.silence_connections(reset_after_s=3.0)  # the store's own tcp_user_timeout
     return 0.0
 
 

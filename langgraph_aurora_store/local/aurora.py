@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import string
 import time
@@ -294,18 +295,27 @@ class LocalAurora:
         connections = self._up.proxy.connections
         return connections.cut() if how == "reset" else connections.close()
 
-    def silence_connections(self, *, keep_sessions: bool = False) -> int:
+    def silence_connections(
+        self, *, keep_sessions: bool = False, reset_after_s: float | None = None
+    ) -> int:
         """Have nothing pass on the open connections any more and return how many there are.
 
         They stay open until they are cut; new ones work. The kernel still acknowledges what a
         client sends, so ``tcp_user_timeout`` and keepalives do not notice: a host that has
         vanished cannot be imitated on a loopback device without changing the machine's firewall.
+        ``reset_after_s`` does what they would.
 
         Args:
+            reset_after_s: reset the connections so long after, as the client's own kernel would
+                after its ``tcp_user_timeout`` (3 s with this package's pools); None for never.
             keep_sessions: leave the sessions on the server, with what they have locked, as a
                 network does that loses packets both ways; else the server ends them.
         """
-        return self._up.proxy.connections.silence(keep_sessions=keep_sessions)
+        if reset_after_s is not None:
+            within("reset_after_s", reset_after_s, 0, 86_400, whole=False)
+        after_s = math.inf if reset_after_s is None else reset_after_s
+        connections = self._up.proxy.connections
+        return connections.silence(keep_sessions=keep_sessions, reset_after_s=after_s)
 
     def drop_reply_of_commit(self, count: int = 1) -> None:
         """Lose the server's answer to the next ``count`` commits, and cut those connections.

@@ -85,7 +85,12 @@ COMMANDS: Mapping[str, Command] = {
         lambda cluster, limit: setattr(cluster, "connections_per_s", limit),
     ),
     "cut": Command((("reset|close", str),), 0, "end every connection", LocalAurora.cut_connections),
-    "silence": Command((), 0, "let open connections hang", LocalAurora.silence_connections),
+    "silence": Command(
+        (("reset-after-s", _seconds),),
+        0,
+        "let open connections hang",
+        lambda cluster, s=None: cluster.silence_connections(reset_after_s=s),
+    ),
     "stall": Command(
         (("on|off", _switch),),
         1,

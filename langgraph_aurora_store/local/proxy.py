@@ -175,12 +175,13 @@ class Connections:
         """Have every connection closed by TCP FIN, or those to one server; return how many."""
         return self._end(server, lambda control: _send(control, "close"))
 
-    def silence(self, *, keep_sessions: bool) -> int:
+    def silence(self, *, keep_sessions: bool, reset_after_s: float) -> int:
         """Have nothing pass on every open connection any more; return how many there are."""
+        command = f"{'silence' if keep_sessions else 'lose'} {reset_after_s}"
         with self._changed:
             for control in self._open:
                 with suppress(OSError):
-                    _send(control, "silence" if keep_sessions else "lose")
+                    _send(control, command)
             return len(self._open)
 
     def _end(self, server: Path | None, order: Callable[[socket.socket], object]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import mmap
 import os
 import select
@@ -329,6 +330,7 @@ class Forwarding:
         self._controls = controls
         self._keeps = controls.read().keeps  # for good, or it would miss what was prepared before
         self._silenced = False
+        self._ends_at = math.inf
         self._attach()
 
     def _attach(self) -> None:
@@ -350,7 +352,11 @@ class Forwarding:
             if self._control.fileno() in readable and self._is_ended_by_owner():
                 return
             settings = self._controls.read()
-            if settings.stalled or self._silenced:
+            if time.monotonic() >= self._ends_at:
+                raise CutError
+            if self._silenced:
+                continue
+            if settings.stalled:
                 select.select((self._control.fileno(),), (), (), STALL_POLL_S)
                 continue
             if self._client.fileno() in readable and not self._take_up(settings.delay_s):
@@ -363,10 +369,13 @@ class Forwarding:
     def _wait(self) -> list[int]:
         # A side is not read from while too much of what it sent is under way.
         up, down = self._up, self._down
+        now = time.monotonic()
+        if self._silenced:
+            left_s = None if math.isinf(self._ends_at) else max(0.0, self._ends_at - now)
+            return select.select((self._control.fileno(),), (), (), left_s)[0]
         if not (up.held or down.held):
             sources = (self._control.fileno(), up.source.fileno(), down.source.fileno())
             return select.select(sources, (), ())[0]
-        now = time.monotonic()
         dues = [due for due in (up.send_due(now), down.send_due(now)) if due is not None]
         waiting = [way.source.fileno() for way in (up, down) if way.held < HELD_MAX]
         sinks = [way.sink.fileno() for way in (up, down) if way.blocked]
@@ -392,16 +401,16 @@ class Forwarding:
         return data != b""
 
     def _is_ended_by_owner(self) -> bool:
-        match self._control.command():
-            case "close":
+        match self._control.command().split():
+            case ["close"]:
                 self._client.shutdown(socket.SHUT_RDWR)
                 return True
-            case "silence":
+            case ["silence" | "lose" as how, after_s]:
                 self._silenced = True
-            case "lose":
-                self._silenced = True
-                self._session.server.shutdown(socket.SHUT_RDWR)
-            case "hold" if self._keeps:
+                self._ends_at = time.monotonic() + float(after_s)
+                if how == "lose":
+                    self._session.server.shutdown(socket.SHUT_RDWR)
+            case ["hold"] if self._keeps:
                 self._hold()
             case _:
                 raise CutError

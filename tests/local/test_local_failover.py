@@ -357,6 +357,19 @@ def test_connections_can_fall_silent_for_ever(cluster: LocalAurora, keep_session
                 asking.result()
 
 
+@pytest.mark.parametrize("keep_sessions", [False, True])
+def test_a_silent_link_may_end_as_by_the_clients_own_timeout(cluster: LocalAurora, keep_sessions):
+    """Which no loopback device lets it reach; new connections are not concerned."""
+    with closing(connect(cluster)) as silent:
+        cluster.silence_connections(keep_sessions=keep_sessions, reset_after_s=0.5)
+        began = time.monotonic()
+        with closing(connect(cluster)) as fresh:
+            with pytest.raises(psycopg.OperationalError):
+                silent.execute("SELECT 1")
+            assert 0.2 < time.monotonic() - began < 3
+            assert fresh.execute("SELECT 1").fetchone() == (1,)
+
+
 @pytest.mark.parametrize("in_block", [True, False])
 def test_the_reply_to_a_commit_can_be_lost(cluster: LocalAurora, in_block):
     """The client sees a reset, the row is there; the next commit is answered."""
