@@ -51,7 +51,7 @@ step("AWS credentials, signer and a token", run('''
 from langgraph_aurora_store.connect.conninfo import connection_factory
 connection_factory(WRITER, user="u", database="d").kwargs()
 '''))
-step("looking up an identifier", run("store.conn._connector.kwargs()"))
+step("looking up an identifier", run("connection_factory(user='u', database='d').kwargs()"))
 step("first connection", run("store.open()"))
 step("what calls Bedrock", run("store.embeddings._ready_client()"))
 step("first embedding", run("store.embeddings.embed_query('hello')"))
