@@ -105,6 +105,7 @@ def world(aurora: LocalAurora) -> Iterator[World]:
             "MASTER_SECRET_ARN": "master",
             "OPENAI_BASE_URL": openai.base_url,
             "OPENAI_SECRET_ARN": "openai",
+            "REGISTERED_USERS_ONLY": "true",
         }
         yield World(aurora, bedrock, models, environment)
     aurora.reset()
@@ -301,6 +302,20 @@ REFUSED = [
 ]
 
 
+class TestRegistration:
+    """Who is answered, by a setting."""
+
+    def test_a_new_user_is_answered_and_remembered_unless_registration_is_asked_for(
+        self, function: Sandbox, prepared: World
+    ) -> None:
+        """Nothing is known of them at first, and what they say is used afterwards."""
+        assert function.request({"user_id": "new", "prompt": "Hello"})[0] == 404
+        with sandbox_of(prepared, "handler.handler", REGISTERED_USERS_ONLY="false") as open_to_all:
+            first = say(open_to_all, "Hello! I like tea.", "new")
+            assert first == {"answer": "Tell me what you like.", "remembered": True}
+            assert "The user likes tea." in say(open_to_all, "Which tea?", "new")["answer"]
+
+
 class TestBadInput:
     """What the function refuses, and that it says why."""
 
@@ -337,7 +352,7 @@ class TestFailures:
             answer = say(function, "I like cloud services.")
         assert answer == {"answer": "Tell me what you like.", "remembered": False}
         (line,) = errors(function, "updating the preferences of user 'ada' failed")
-        assert "permission denied" in line
+        assert "InsufficientPrivilege (SQLSTATE 42501)" in line
 
     def test_a_memory_model_that_fails_keeps_the_answer(
         self, function: Sandbox, prepared: World
@@ -381,7 +396,24 @@ class TestFailures:
         assert response["headers"]["Retry-After"]
         assert json.loads(response["body"])["error"]["code"] == "memory_unavailable"
         assert "permission denied" not in response["body"]
-        assert errors(function, "permission denied")
+        assert errors(function, "InsufficientPrivilege (SQLSTATE 42501)")
+
+    def test_a_failure_that_quotes_the_user_is_logged_by_its_class(
+        self, function: Sandbox, prepared: World
+    ) -> None:
+        """PostgreSQL's refusal repeats the row; a model's error what it was sent."""
+        check = "CHECK (value::text NOT LIKE '%secret garden%')"
+        with prepared.admin as conn:
+            conn.execute(f"ALTER TABLE store ADD CONSTRAINT tame {check}")
+            try:
+                assert say(function, "I like my secret garden.")["remembered"] is False
+            finally:
+                conn.execute("ALTER TABLE store DROP CONSTRAINT tame")
+        assert errors(function, "CheckViolation (SQLSTATE 23514)")
+        prepared.models.script = quoting
+        assert function.request({"user_id": "ada", "prompt": "my secret garden"})[0] == 502
+        assert errors(function, "InternalServerError")
+        assert "secret garden" not in function.log
 
     def test_a_throttled_embedding_is_a_503_within_the_invocation(
         self, function: Sandbox, prepared: World
@@ -400,6 +432,10 @@ class TestFailures:
 
 def raise_an_error(_request: ChatRequest) -> ChatReply:
     raise ConnectionAbortedError
+
+
+def quoting(request: ChatRequest) -> ChatReply:
+    raise ValueError(f"cannot answer {request.messages}")
 
 
 def only_answering(learn: Callable[[ChatRequest], Any]) -> Script:
@@ -490,7 +526,7 @@ class TestSandbox:
         prepared.cluster.iam_enabled = False
         try:
             with sandbox_of(prepared, "handler.handler") as sandbox:
-                assert errors(sandbox, "connecting in the init phase failed: IAM database auth")
+                assert errors(sandbox, "failed: IamAuthenticationDisabledError: IAM database auth")
                 prepared.cluster.iam_enabled = True
                 assert say(sandbox, "Hello")["remembered"]
         finally:
@@ -590,6 +626,27 @@ class TestBootstrap:
             assert conn.execute(owned, (ROLE,)).fetchall() == [(0,)]
             assert conn.execute(rights, {"role": ROLE}).fetchall() == [(False, False, False)]
 
+    def test_the_role_is_granted_what_the_store_s_script_grants(self, prepared: World) -> None:
+        """Each right on each table, and none on a table that is not the store's."""
+        index = {"embed": "bedrock:amazon.titan-embed-text-v2:0"}
+        script = AuroraStore.from_cluster("any", user="any", region="us-east-1", index=index).ddl(
+            role=ROLE
+        )
+        granted = {
+            (table.strip('"'), right.strip())
+            for rights, table in re.findall(r"^GRANT ([A-Z, ]+) ON (\S+) TO ", script, re.M)
+            for right in rights.split(",")
+        }
+        query = """SELECT table_name, privilege_type FROM information_schema.role_table_grants
+                   WHERE grantee = %s"""
+        with prepared.admin as conn:
+            conn.execute("CREATE TABLE IF NOT EXISTS invoices ()")
+            conn.execute("ALTER TABLE invoices OWNER TO " + MASTER)
+            with sandbox_of(prepared, "prepare_database.handler") as bootstrap:
+                bootstrap.invoke({})
+            assert set(conn.execute(query, (ROLE,)).fetchall()) == granted
+            conn.execute("DROP TABLE invoices")
+
     def test_it_may_run_again(self, function: Sandbox, prepared: World) -> None:
         """The second run adds users, and loses nothing."""
         say(function, "I like cloud services.")
@@ -605,7 +662,7 @@ class TestBootstrap:
     def test_users_that_could_not_ask_are_not_made(
         self, prepared: World, order: dict[str, Any]
     ) -> None:
-        """Nor is a misspelt order taken for one of nobody."""
+        """Nor is a misspelt order taken for one without users."""
         bootstrap = sandbox_of(prepared, "prepare_database.handler")
         with bootstrap, pytest.raises(FunctionError, match="user"):
             bootstrap.invoke(order)
@@ -668,6 +725,8 @@ class TestTemplate:
         cluster = resource(template, "Cluster")
         assert cluster["ServerlessV2ScalingConfiguration"]["MinCapacity"] == 0
         assert cluster["EnableIAMDatabaseAuthentication"] is True
+        assert cluster["DeletionProtection"] == {"Ref": "DeletionProtection"}
+        assert template["Parameters"]["DeletionProtection"]["Default"] == "true"
         for name in ("Writer", "Reader"):
             instance = resource(template, name)
             assert instance["DBInstanceClass"] == "db.serverless"
@@ -689,7 +748,7 @@ class TestTemplate:
         }
 
     def test_only_the_bootstrap_reads_the_master_s_secret(self, template: dict[str, Any]) -> None:
-        """RDS makes and keeps that password; nobody else in the template is given it."""
+        """RDS makes and keeps that password; nothing else in the template is given it."""
         secret = {"GetAtt": "Cluster.MasterUserSecret.SecretArn"}
         assert rights(template, "Bootstrap") == {"secretsmanager:GetSecretValue": secret}
         assert resource(template, "Cluster")["ManageMasterUserPassword"] is True
@@ -707,6 +766,12 @@ class TestTemplate:
         assert [permission["Condition"] for permission in public] == ["IsPublic"] * 2
         actions = {permission["Properties"]["Action"] for permission in public}
         assert actions == {"lambda:InvokeFunctionUrl", "lambda:InvokeFunction"}
+
+    def test_logs_end(self, template: dict[str, Any]) -> None:
+        """Both functions log to a group with a retention."""
+        for name in ("Function", "Bootstrap"):
+            group = resource(template, name)["LoggingConfig"]["LogGroup"]["Ref"]
+            assert resource(template, group)["RetentionInDays"] == {"Ref": "LogRetentionDays"}
 
     def test_the_runtime_is_the_build_s(self, template: dict[str, Any]) -> None:
         """Python and processor of template and build are the same."""

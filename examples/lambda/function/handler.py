@@ -13,7 +13,7 @@ import settings
 from langchain.chat_models import init_chat_model
 from langgraph.store.base import SearchItem
 from langmem import create_memory_manager
-from lifetime import finish_within, let_sleep
+from lifetime import describe, finish_within, let_sleep
 from preferences import Preference, learn, recall
 from web import HttpError, Request, parse_event, reply
 
@@ -25,7 +25,7 @@ INSTRUCTIONS = "Answer briefly. What you know of this user's preferences, from e
 
 logger = logging.getLogger(__name__)
 
-session = boto3.Session()  # one for all, as each one reads botocore's tables anew
+session = boto3.Session()  # one for all, as each one reads botocore's tables again
 settings.load_openai_key(session)
 # Cluster, role and database come from AURORA_CLUSTER, AURORA_USER and AURORA_DATABASE. A sandbox
 # serves one invocation at a time, which needs one connection.
@@ -51,7 +51,8 @@ def handler(event: dict, context) -> dict:
         return reply(200, converse(parse_event(event), context))
     except HttpError as error:
         level = logging.ERROR if error.status >= 500 else logging.INFO
-        logger.log(level, "%d %s: %s", error.status, error.code, error.__cause__ or error)
+        reason = describe(error.__cause__) if error.__cause__ else error
+        logger.log(level, "%d %s: %s", error.status, error.code, reason)
         return error.reply()
 
 

@@ -1,10 +1,14 @@
 """What is particular to a sandbox: bounded phases, and being frozen between two invocations."""
 
 import logging
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
+import psycopg
+
 from langgraph_aurora_store import AuroraStore
+from langgraph_aurora_store.errors import AuroraStoreError
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +25,23 @@ def finish_within(seconds: float, what: str, action: Callable[[], object]) -> bo
         logger.error("%s has not finished within %.1f s", what, seconds)
         return False
     if error := future.exception():
-        logger.error("%s failed: %s", what, error, exc_info=error)
+        logger.error("%s failed: %s", what, describe(error))
         return False
     return True
+
+
+def describe(error: BaseException) -> str:
+    """An error for the log: its class and place, and its words where they quote nobody.
+
+    A database, a model or a validation may repeat what a user said; the store's own errors do not.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
+    if isinstance(error, AuroraStoreError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return f"{type(error).__name__} (SQLSTATE {error.sqlstate}){place}"
+    return f"{type(error).__name__}{place}"
 
 
 def let_sleep(store: AuroraStore) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import settings
 from langchain_core.runnables import Runnable
 from langgraph.store.base import GetOp, PutOp, SearchItem, SearchOp
 from langmem.knowledge.extraction import ExtractedMemory
@@ -38,17 +39,18 @@ def register(store: AuroraStore, user_ids: list[str]) -> None:
 def recall(store: AuroraStore, request: Request) -> list[SearchItem]:
     """The user's preferences that the prompt is nearest to.
 
-    One batch, so one round trip tells both whether the user is known and what of them.
+    One batch, so one round trip tells both whether the user is known and what of them. A user of
+    whom nothing is known has no preferences, and is answered.
 
     Raises:
-        HttpError: 404, nobody has registered this user.
+        HttpError: 404, where only registered users are answered, and this one is not.
     """
     namespace = namespace_of(request.user_id)
     user, known = store.batch(
         [GetOp(USERS, request.user_id), SearchOp(namespace, query=request.prompt, limit=LIMIT)]
     )
     let_sleep(store)  # now: a model that fails or hangs may end the invocation
-    if user is None:
+    if user is None and settings.REGISTERED_USERS_ONLY:
         raise HttpError(404, "unknown_user", f"no user {request.user_id!r} is registered")
     return known
 

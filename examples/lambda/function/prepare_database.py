@@ -21,13 +21,6 @@ ROLE = os.environ["AURORA_USER"]
 # A session that has idled for this long is ended by the server, so that the cluster can pause.
 IDLE_SESSION_TIMEOUT = os.environ.get("IDLE_SESSION_TIMEOUT", "60s")
 
-# What the function's role needs, and no more: the tables are the master user's.
-GRANTS = (
-    "GRANT USAGE ON SCHEMA public TO {role}",
-    "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
-    "GRANT INSERT, UPDATE, DELETE ON store, store_vectors TO {role}",
-)
-
 
 class Order(BaseModel):
     """What the function is called with."""
@@ -48,8 +41,10 @@ def handler(event: dict, _context: object) -> dict:
             make_role(connection)
         store.setup()  # the extension, the tables, their indexes
         with store.connection() as connection:
-            for grant in GRANTS:
-                connection.execute(sql.SQL(grant).format(role=sql.Identifier(ROLE)))
+            # What the store's script grants, and no more: the tables are the master user's.
+            for line in store.ddl(role=ROLE).splitlines():
+                if line.startswith("GRANT "):
+                    connection.execute(line)
         register(store, users)
     return {"role": ROLE, "users": users}
 

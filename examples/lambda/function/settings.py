@@ -9,6 +9,8 @@ CHAT_MODEL = os.environ.get("CHAT_MODEL", "gpt-4.1-mini")
 MEMORY_MODEL = os.environ.get("MEMORY_MODEL", "openai:gpt-4.1-mini")
 
 MAX_PROMPT_CHARS = 8_000
+# Whether only users that the bootstrap function was told of are answered.
+REGISTERED_USERS_ONLY = os.environ.get("REGISTERED_USERS_ONLY", "false") == "true"
 MODEL_TIMEOUT_S = 15.0
 EMBEDDING_DEADLINE_S = float(os.environ.get("EMBEDDING_DEADLINE_S", "10"))
 # Lambda ends an init phase after 10 s, and the imports take their share of it.

@@ -73,6 +73,7 @@ def services(cluster: LocalAurora) -> Iterator[dict[str, str]]:
             "MASTER_SECRET_ARN": "master",
             "OPENAI_SECRET_ARN": "openai",
             "EMBEDDING_MODEL": "openai:text-embedding-3-small",
+            "REGISTERED_USERS_ONLY": "true",
         }
 
 
@@ -80,7 +81,7 @@ def show(sandbox: Sandbox, cluster: LocalAurora) -> None:
     with step("Ada says what she likes, and it is remembered"):
         ask(sandbox, "ada", "Hello! I like cloud services.")
         ask(sandbox, "ada", "What should I read about the cloud?")
-    with step("Grace is somebody else"):
+    with step("Grace has said nothing yet"):
         ask(sandbox, "grace", "What should I read about the cloud?")
     with step("requests that are refused"):
         ask(sandbox, "nobody", "Who am I?")
