@@ -319,7 +319,7 @@ def test_a_listing_probes_for_no_more_than_it_has_to(
     )
     engine.run(op)
     _, listing = engine.runs[0].statements
-    explain = b"EXPLAIN (ANALYZE, TIMING off, SUMMARY off, COSTS off) " + listing.sql
+    explain = "EXPLAIN (ANALYZE, TIMING off, SUMMARY off, COSTS off) " + listing.sql
     plan = [row[0] for row in engine.connection.execute(explain, listing.params)]
     (walk,) = [line for line in plan if "Recursive Union" in line]
     # Where it begins, and what it meets.
