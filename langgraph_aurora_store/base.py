@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -46,6 +47,7 @@ class BaseAuroraStore:
         sslmode: str = "verify-full",
         sslrootcert: str | Path | None = None,
         application_name: str | None = None,
+        pooler: bool | None = None,
         pool: Profile | PoolSettings | None = None,
         index: PostgresIndexConfig | None = None,
         ttl: TTLConfig | None = None,
@@ -82,6 +84,9 @@ class BaseAuroraStore:
             sslrootcert: in place of the bundled Amazon roots. Default: ``PGSSLROOTCERT``.
             application_name: what ``pg_stat_activity`` shows, up to 63 printable ASCII characters.
                 Default: ``PGAPPNAME``, else ``langgraph-aurora-store``.
+            pooler: whether RDS Proxy, PgBouncer or the like is connected to, through which no
+                statement may stay prepared. Default: by the endpoint's name, and at an address
+                that is no endpoint of RDS by what answers there.
             pool: ``"service"``, ``"lambda"`` or `PoolSettings`. Default: ``"lambda"`` when
                 running there.
             index: LangGraph's index configuration; ``embed`` may be ``"bedrock:<model id>"`` or
@@ -113,6 +118,7 @@ class BaseAuroraStore:
             sslmode=sslmode,
             sslrootcert=sslrootcert,
             application_name=application_name,
+            pooler=pooler,
         )
         operations = Operations(
             index=index,
@@ -124,19 +130,20 @@ class BaseAuroraStore:
             retry=retry,
         )
         options = ReadOptions(read_from, reader_endpoint, reader_port, read_your_writes_s)
-        factory = connect(cluster, port=port, endpoint=endpoint)
-        readers = options.factory(connect, cluster, port, endpoint)
-        return cls._made(factory, readers, pool, options, operations)
+        return cls._made(connect, (cluster, port, endpoint), pool, options, operations)
 
     @classmethod
     def _made(
         cls,
-        factory: ConnectionFactory,
-        readers: ConnectionFactory | None,
+        connect: Callable[..., ConnectionFactory],
+        where: tuple[str | None, int | None, str | None],
         pool: Profile | PoolSettings | None,
         options: ReadOptions,
         operations: Operations,
     ) -> Self:
+        cluster, port, endpoint = where
+        factory = connect(cluster, port=port, endpoint=endpoint)
+        readers = options.factory(connect, cluster, port, endpoint)
         settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
         store = cls.__new__(cls)
         store._initialize(  # noqa: SLF001 - its own

@@ -258,6 +258,9 @@ class ConnectDefaults(NamedTuple):
     on_lambda: bool
 
 
+NO_DEFAULTS = ConnectDefaults(None, None, None, None, None, None, on_lambda=False)
+
+
 def connect_defaults(environ: Mapping[str, str] | None = None) -> ConnectDefaults:
     """Read the connection's defaults; an empty variable is an absent one."""
     environ = environment() if environ is None else environ

@@ -92,6 +92,7 @@ _ARGUMENTS: Mapping[str, _Wanted] = {
         f"1 to {_LONGEST_IDENTIFIER} printable ASCII characters, or leave it out",
         variable="PGAPPNAME",
     ),
+    "pooler": _Wanted(lambda value: isinstance(value, bool), "True, False, or leave it out"),
     "region": _Wanted(is_region, "a region such as 'us-east-1', or leave it out"),
     "port": _Wanted(_is_port, "a whole number from 1 to 65535, or leave it out"),
     "session": _Wanted(_has("get_credentials"), "a boto3.Session, or leave it out", is_secret=True),

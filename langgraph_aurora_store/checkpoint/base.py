@@ -57,6 +57,7 @@ class BaseAuroraSaver(BasePostgresSaver):
         schema: str | None = None,
         retry: RetrySettings | None = DEFAULT_RETRY,
         application_name: str | None = None,
+        pooler: bool | None = None,
     ) -> Self:
         """Make a saver that connects on first use; nothing is contacted here.
 
@@ -84,6 +85,7 @@ class BaseAuroraSaver(BasePostgresSaver):
             retry: how long a call goes on after a lost connection, a failover or a deadlock;
                 ``None`` raises the first such error.
             application_name: as for the store.
+            pooler: as for the store.
 
         Raises:
             ConfigurationError: something is missing or wrong, naming parameter and variable.
@@ -100,6 +102,7 @@ class BaseAuroraSaver(BasePostgresSaver):
             sslmode=sslmode,
             sslrootcert=sslrootcert,
             application_name=application_name,
+            pooler=pooler,
         )
         settings = PoolSettings.chosen(pool, on_lambda=connect_defaults().on_lambda)
         operations = Operations(index=None, ttl=ttl, schema=schema, retry=retry)

@@ -79,6 +79,7 @@ class Target(NamedTuple):
     method: Method
     addresses: tuple[str, ...] = ()
     signed_port: int | None = None
+    may_be_pooled: bool = False
     connect_resource: str | None = None
     sslmode: str = "verify-full"
     sslrootcert: str | None = None

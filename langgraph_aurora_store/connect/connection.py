@@ -28,6 +28,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
     # By the wall clock: a monotonic one may stand still with a frozen sandbox.
     idle_since: float | None = None
     target: Target | None = None
+    fault: psycopg.Error | None = None
 
     @override
     @classmethod
@@ -58,6 +59,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
 
     idle_since: float | None = None
     target: Target | None = None
+    fault: psycopg.Error | None = None
 
     @override
     @classmethod
@@ -89,6 +91,12 @@ AsyncConn: TypeAlias = psycopg.AsyncConnection[Any]
 # How code gets a connection for a block: from a pool, or the only one of a store.
 Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
 AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
+
+
+def note_fault(connection: psycopg.BaseConnection[Any], fault: psycopg.Error) -> None:
+    """Tell the pool that a statement failed so, when the connection is given back to it."""
+    if isinstance(connection, AuroraConnection | AsyncAuroraConnection):
+        connection.fault = fault
 
 
 def serves_reads_only(connection: AnyConnection) -> bool:

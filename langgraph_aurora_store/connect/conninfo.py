@@ -53,7 +53,8 @@ APPLICATION_NAME = "langgraph-aurora-store"
 class ConnectionFactory(NamedTuple):
     """Makes the arguments of each connection. Immutable; thread-safe; the repr holds no secret.
 
-    ``default_`` fields are the environment's, for what neither a parameter nor a secret gives.
+    ``defaults`` are the environment's, for what neither a parameter nor a secret gives.
+    ``pooler``: whether a pooler is connected to; ``None`` is what the endpoint's name says.
     """
 
     cluster: Cluster | None
@@ -66,8 +67,8 @@ class ConnectionFactory(NamedTuple):
     port: int | None = None
     environ: Mapping[str, str] | None = None  # the process's own by default
     default_cluster: Cluster | None = None
-    default_user: str | None = None
-    default_database: str | None = None
+    defaults: config.ConnectDefaults = config.NO_DEFAULTS
+    pooler: bool | None = None
 
     @property
     def reader(self) -> str | None:
@@ -92,7 +93,7 @@ class ConnectionFactory(NamedTuple):
         """
         secret = self._secret()
         endpoint = self._endpoint(secret)
-        login = self.credentials.login(endpoint, self.user or secret.username or self.default_user)
+        login = self.credentials.login(endpoint, self.user or secret.username or self.defaults.user)
         target = self._target(endpoint, login.user)
         return {
             **libpq_parameters(config.environment() if self.environ is None else self.environ),
@@ -109,7 +110,7 @@ class ConnectionFactory(NamedTuple):
             # A pooler hands statements of one client to many servers: none may stay prepared.
             # Not 0: an instrumentor that comments each statement with its trace makes each text
             # new, and a statement that never returns would be prepared for nothing.
-            "prepare_threshold": None if endpoint.kind == "proxy" else 1,
+            "prepare_threshold": None if self._is_pooled(endpoint) else 1,
             **self.tls.kwargs(),
         }
 
@@ -121,6 +122,9 @@ class ConnectionFactory(NamedTuple):
         cluster = self.cluster or self.default_cluster
         if cluster and isinstance(error, stale):
             cluster.forget()
+
+    def _is_pooled(self, endpoint: Endpoint) -> bool:
+        return endpoint.kind == "proxy" if self.pooler is None else self.pooler
 
     def _secret(self) -> Secret:
         if isinstance(self.credentials, SecretsManagerCredentials):
@@ -142,7 +146,7 @@ class ConnectionFactory(NamedTuple):
         if secret.port and endpoint.host == secret.host and no_port_given:
             endpoint = endpoint._replace(port=secret.port)
         return endpoint._replace(
-            database=self.database or secret.dbname or self.default_database or endpoint.database,
+            database=self.database or secret.dbname or self.defaults.database or endpoint.database,
         )
 
     def _target(self, endpoint: Endpoint, user: str) -> Target:
@@ -160,6 +164,7 @@ class ConnectionFactory(NamedTuple):
             method=self.credentials.method,
             addresses=endpoint.addresses,
             signed_port=endpoint.port,
+            may_be_pooled=self.pooler is None and endpoint.kind == "alias",
             connect_resource=endpoint.connect_resource,
             sslmode=self.tls.sslmode,
             sslrootcert=self.tls.sslrootcert,
@@ -179,6 +184,7 @@ def connection_factory(
     sslmode: str = "verify-full",
     sslrootcert: str | Path | None = None,
     application_name: str | None = None,
+    pooler: bool | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ConnectionFactory:
     """Gather and check everything that can be checked without I/O; nothing is contacted.
@@ -200,6 +206,7 @@ def connection_factory(
         session=session,
         credentials=credentials,
         application_name=application_name,
+        pooler=pooler,
     )
     given = cluster or endpoint
     defaults = _read_environment(environ, (given, user, database, application_name))
@@ -215,11 +222,10 @@ def connection_factory(
         port=port,
         environ=environ,
         default_cluster=None if given or not defaults.cluster else named(defaults.cluster),
-        default_user=defaults.user,
-        default_database=defaults.database,
+        defaults=defaults,
+        pooler=pooler,
     )
-    _check(factory)
-    return factory
+    return _checked(factory)
 
 
 def _read_environment(
@@ -239,25 +245,26 @@ def _read_environment(
     return defaults
 
 
-def _check(factory: ConnectionFactory) -> None:
+def _checked(factory: ConnectionFactory) -> ConnectionFactory:
     cluster = factory.cluster or factory.default_cluster
     if isinstance(factory.credentials, IamCredentials) and cluster:
         _check_signable(cluster)
     if isinstance(factory.credentials, SecretsManagerCredentials):
-        return  # the secret may know the rest
+        return factory  # the secret may know the rest
     if cluster is None:
         raise ConfigurationError(
             "no cluster: pass cluster=, its identifier, ARN or endpoint host name, or set"
             " AURORA_CLUSTER"
         )
-    no_user = factory.user is None and factory.default_user is None
+    no_user = factory.user is None and factory.defaults.user is None
     if no_user and isinstance(factory.credentials, IamCredentials | PasswordCredentials):
         raise ConfigurationError("no user: pass user=, the database role, or set AURORA_USER")
-    no_database = factory.database is None and factory.default_database is None
+    no_database = factory.database is None and factory.defaults.database is None
     if no_database and not cluster.needs_lookup:
         raise ConfigurationError(
             f"no database: {cluster.name!r} does not tell; pass database= or set AURORA_DATABASE"
         )
+    return factory
 
 
 def _check_signable(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ import psycopg
 from langgraph_aurora_store.connect.connection import (
     AsyncAuroraConnection,
     AuroraConnection,
-    serves_reads_only,
+    note_fault,
 )
 from langgraph_aurora_store.connect.conninfo import ConnectionFactory
 from langgraph_aurora_store.connect.pool import (
@@ -72,11 +72,11 @@ class LazyPool:
                         raise
             try:
                 yield connection
-            except psycopg.errors.ReadOnlySqlTransaction:
-                # What was the writer is one no more; its older links lead there too.
-                if not serves_reads_only(connection):
-                    pool.renew_older(connection)
+            except psycopg.Error as exc:
+                note_fault(connection, exc)
                 raise
+            finally:
+                pool.heal(connection)
 
     def close(self) -> None:
         """Close this process's pool, if there is one."""
@@ -131,11 +131,11 @@ class AsyncLazyPool:
                         raise
             try:
                 yield connection
-            except psycopg.errors.ReadOnlySqlTransaction:
-                # As in the blocking twin.
-                if not serves_reads_only(connection):
-                    await pool.renew_older(connection)
+            except psycopg.Error as exc:
+                note_fault(connection, exc)
                 raise
+            finally:
+                await pool.heal(connection)
 
     async def close(self) -> None:
         """Close the running loop's pool, if there is one."""

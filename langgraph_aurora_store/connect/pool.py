@@ -118,8 +118,11 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         self.health.returned(conn)
         super().putconn(conn)
 
-    def renew_older(self, conn: AuroraConnection) -> None:
-        """Close a connection to a demoted writer, and let go of all that were made before."""
+    def heal(self, conn: AuroraConnection) -> None:
+        """Close a connection whose fault the older ones share, and let go of those."""
+        fault, conn.fault = conn.fault, None
+        if not self.health.is_shared(fault, conn):
+            return
         conn.close()
         if self.health.should_renew(conn):
             self.drain()
@@ -240,8 +243,11 @@ class AsyncAuroraPool(CancellablePool):
         self.health.returned(conn)
         await super().putconn(conn)
 
-    async def renew_older(self, conn: AsyncAuroraConnection) -> None:
-        """Close a connection to a demoted writer, and let go of all that were made before."""
+    async def heal(self, conn: AsyncAuroraConnection) -> None:
+        """Close a connection whose fault the older ones share, and let go of those."""
+        fault, conn.fault = conn.fault, None
+        if not self.health.is_shared(fault, conn):
+            return
         await conn.close()
         if self.health.should_renew(conn):
             await self.drain()

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psycopg
 import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
@@ -21,7 +22,7 @@ from langgraph_aurora_store.connect.connect_errors import (
     is_transient,
     is_unreachable,
 )
-from langgraph_aurora_store.connect.connection import AnyConnection
+from langgraph_aurora_store.connect.connection import AnyConnection, serves_reads_only
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
@@ -41,6 +42,11 @@ _FIRST_REST_S = 0.05
 _LONGEST_REST_S = 0.5
 # How long a port is tried that was never open: a wrong one, or a server that is about to listen.
 _GRACE_S = 0.4
+# What comes of statements prepared through a pooler that gives each transaction another server.
+POOLER_ERRORS = (
+    psycopg.errors.InvalidSqlStatementName,
+    psycopg.errors.DuplicatePreparedStatement,
+)
 # How long an attempt waits before that is said.
 UNANSWERED_S = 2.0
 # "Scaling to Zero ACUs with automatic pause and resume" in the Aurora user guide.
@@ -101,6 +107,7 @@ class PoolHealth:
         self._failures = 0
         self._failing_since = 0.0
         self._rest_until = 0.0
+        self.is_pooled = False
         self._renewed_at = 0.0
         self._suspected_at = 0.0
         self._unanswered: dict[object, float] = {}
@@ -190,6 +197,39 @@ class PoolHealth:
         """How long to leave the server alone; 0 when it is well or a connection is open."""
         left_s = self._rest_until - self._clock()
         return left_s if left_s > 0 and not self.is_alive() else 0.0
+
+    def is_shared(self, fault: psycopg.Error | None, connection: AnyConnection) -> bool:
+        """Whether what a statement failed of holds for the connections made before as well.
+
+        So it is where the writer is one no more, and where a pooler mixes prepared statements.
+        """
+        if isinstance(fault, POOLER_ERRORS):
+            self.found_pooler(f"{type(fault).__name__} of a statement that was prepared")
+            return True
+        is_read_only = isinstance(fault, psycopg.errors.ReadOnlySqlTransaction)
+        return is_read_only and not serves_reads_only(connection)
+
+    def found_pooler(self, why: str) -> None:
+        """Have no statement prepared from now on; says so once."""
+        if not self.is_pooled:
+            logger.warning(
+                "pool %r: a pooler stands before the server (%s); statements are not prepared any"
+                " more. Pass pooler=True to say so from the start",
+                self.name,
+                why,
+            )
+        self.is_pooled = True
+
+    def looks_for_pooler(self, connection: AnyConnection) -> bool:
+        """Whether a new connection may be one to a pooler, as far as name and setting tell."""
+        target = connection.target
+        return bool(target and target.may_be_pooled and not self.is_pooled)
+
+    def answered(self, connection: AnyConnection, pid: int) -> None:
+        """The process that answered on a new connection: a pooler names another when connecting."""
+        named = connection.info.backend_pid
+        if named not in (0, pid):
+            self.found_pooler("another process answers than the one that was connected to")
 
     def returned(self, connection: AnyConnection) -> None:
         """A connection was given back, and idles from now on; a lost one makes others suspect."""

@@ -20,6 +20,7 @@ from langgraph_aurora_store.errors import AuthenticationError
 logger = logging.getLogger("langgraph_aurora_store.connect.pool")
 
 _LONGEST_SOURCE_WAIT_S = 1.0
+_BACKEND = "SELECT pg_catalog.pg_backend_pid()"
 
 
 class PooledConnection(AuroraConnection):
@@ -70,7 +71,13 @@ class PooledConnection(AuroraConnection):
         with wait_at_most(_source_wait_s(settings)):
             kwargs: dict[str, Any] = {**settings.kwargs(), **factory.kwargs()}
         with health.unanswered_attempt():
-            return super().connect(**kwargs)
+            connection = super().connect(**kwargs)
+            if health.looks_for_pooler(connection):
+                cursor = connection.execute(_BACKEND, prepare=False)
+                health.answered(connection, *(cursor.fetchone() or (0,)))
+        if health.is_pooled:
+            connection.prepare_threshold = None
+        return connection
 
 
 class AsyncPooledConnection(AsyncAuroraConnection):
@@ -122,7 +129,13 @@ class AsyncPooledConnection(AsyncAuroraConnection):
             own = await asyncio.to_thread(factory.kwargs)
         kwargs: dict[str, Any] = {**settings.kwargs(), **own}
         with health.unanswered_attempt():
-            return await super().connect(**kwargs)
+            connection = await super().connect(**kwargs)
+            if health.looks_for_pooler(connection):
+                cursor = await connection.execute(_BACKEND, prepare=False)
+                health.answered(connection, *(await cursor.fetchone() or (0,)))
+        if health.is_pooled:
+            connection.prepare_threshold = None
+        return connection
 
 
 def _source_wait_s(settings: PoolSettings) -> float:

@@ -22,7 +22,13 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from langgraph_aurora_store.connect.cancellation import run_shielded
-from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect, Conn, Connect
+from langgraph_aurora_store.connect.connection import (
+    AsyncConn,
+    AsyncConnect,
+    Conn,
+    Connect,
+    note_fault,
+)
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.requests import text_labels
 from langgraph_aurora_store.errors import AuroraStoreError
@@ -212,6 +218,7 @@ class Executor:
         if is_read_only(exc) and not is_closed:
             (((is_final,),),) = self._execute(conn, READ_ONLY_CAUSE, prepare=False)
             exc = read_only_role() if is_final else exc
+        note_fault(conn, exc)
         if costs_connection(exc):
             conn.close()
         return Failure(exc, is_closed)
@@ -422,6 +429,7 @@ class AsyncExecutor:
         if is_read_only(exc) and not is_closed:
             (((is_final,),),) = await self._execute(conn, READ_ONLY_CAUSE, prepare=False)
             exc = read_only_role() if is_final else exc
+        note_fault(conn, exc)
         if costs_connection(exc):
             await conn.close()
         return Failure(exc, is_closed)

@@ -34,6 +34,8 @@ _LONGEST_DEADLINE_S = 86_400
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exceptions; shutdown,
 # crash, starting up; ended by a time limit of the session.
 _LOST_LINK = re.compile("08|57P0[1235]|25P0[34]")
+# A prepared statement that a pooler has lost, or that another of its clients has made.
+_POOLED = re.compile("26000|42P05")
 # Rolled back for the sake of another transaction, or by a standby's replay.
 _ROLLED_BACK = re.compile("40(001|P01)")
 
@@ -92,7 +94,7 @@ class Failure(NamedTuple):
         if sqlstate is None:
             return self.is_closed or is_of_libpq(self.error)
         known = is_read_only(self.error) or self.is_superseded or _LOST_LINK.match(sqlstate)
-        return bool(known or _ROLLED_BACK.match(sqlstate))
+        return bool(known or _ROLLED_BACK.match(sqlstate) or _POOLED.match(sqlstate))
 
     @property
     def is_superseded(self) -> bool:
@@ -102,7 +104,9 @@ class Failure(NamedTuple):
     @property
     def is_uncertain(self) -> bool:
         """Whether the transaction may have taken effect nevertheless."""
-        is_rolled_back = _ROLLED_BACK.match(self.error.sqlstate or "") and not self.is_closed
+        sqlstate = self.error.sqlstate or ""
+        was_rolled_back = _ROLLED_BACK.match(sqlstate) and not self.is_closed
+        is_rolled_back = was_rolled_back or _POOLED.match(sqlstate)
         return not (is_read_only(self.error) or self.is_superseded or is_rolled_back)
 
 
@@ -118,7 +122,9 @@ def is_of_libpq(exc: psycopg.Error) -> bool:
 
 def costs_connection(exc: psycopg.Error) -> bool:
     """Whether a connection is of no more use after this error."""
-    return is_read_only(exc) or is_of_libpq(exc) or bool(_LOST_LINK.match(exc.sqlstate or ""))
+    sqlstate = exc.sqlstate or ""
+    is_fatal = _LOST_LINK.match(sqlstate) or _POOLED.match(sqlstate)
+    return is_read_only(exc) or is_of_libpq(exc) or bool(is_fatal)
 
 
 def is_read(step: Transaction | Autocommit) -> bool:

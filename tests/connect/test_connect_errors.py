@@ -294,6 +294,7 @@ def plain(port: int) -> ConnectionFactory:
             port=port,
             credentials=PasswordCredentials("a-password-of-its-own"),
             sslmode="disable",
+            pooler=False,  # these servers answer no query
             environ={},
         )
 

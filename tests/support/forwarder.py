@@ -31,10 +31,13 @@ class Link:
 
 
 class Forwarder:
-    """Forwards a local port to another one. ``refuses``: new connections are closed at once."""
+    """Forwards a local port to another one, or to a Unix socket.
 
-    def __init__(self, port: int) -> None:
-        self._to = port
+    ``refuses``: new connections are closed at once.
+    """
+
+    def __init__(self, to: int | str) -> None:
+        self._to = to
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.links: list[Link] = []
@@ -62,10 +65,17 @@ class Forwarder:
                 if self.refuses:
                     near.close()
                     continue
-                link = Link(near, socket.create_connection(("127.0.0.1", self._to)))
+                link = Link(near, self._dial())
                 if self.is_deaf:
                     link.silent.set()
                 self.links.append(link)
+
+    def _dial(self) -> socket.socket:
+        if isinstance(self._to, int):
+            return socket.create_connection(("127.0.0.1", self._to))
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(self._to)
+        return far
 
     def silence(self) -> int:
         """Let the links that there are fall silent: nothing is closed, nothing passes."""
