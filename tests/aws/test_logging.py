@@ -31,11 +31,11 @@ def loggers_of(package: Path) -> set[str]:
 
 def test_every_logger_of_the_sdks_is_covered() -> None:
     """A module that logs in a later version shows here."""
-    ours = Path(str(importlib.util.find_spec("botocore").origin)).parent
-    assert loggers_of(ours) - {"bcdocs"} == set(BOTOCORE_LOGGERS)
-    theirs = Path(openai.__file__).parent
+    botocores = Path(str(importlib.util.find_spec("botocore").origin)).parent
+    assert loggers_of(botocores) - {"bcdocs"} == set(BOTOCORE_LOGGERS)
+    openais = Path(openai.__file__).parent
     sends_none = {"openai.lib", "openai.cli"}
-    found = {name for name in loggers_of(theirs) if not name.startswith(tuple(sends_none))}
+    found = {name for name in loggers_of(openais) if not name.startswith(tuple(sends_none))}
     assert set(OPENAI_LOGGERS) <= found
     assert botocore.__version__.startswith("1.")
 

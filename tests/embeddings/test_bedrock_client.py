@@ -41,7 +41,7 @@ PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/
 MODEL_IDS = [model.id for model in MODELS.values() if model.wire_format.provider == "bedrock"]
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
 NOWHERE = "http://127.0.0.1:9"
-# As ours: one attempt, as the retries are not botocore's.
+# One attempt, as in this package, whose retries are not botocore's.
 CONFIG = Config(retries={"total_max_attempts": 1, "mode": "standard"})
 # What tells one call from the next, and is not signed.
 BOOKKEEPING = {"amz-sdk-invocation-id", "user-agent"}
@@ -285,7 +285,7 @@ def hooked(seen: list[str]) -> boto3.Session:
 
 
 def test_a_handler_of_the_sessions_events_is_called(bedrock: Listener) -> None:
-    """Who listens to the calls of a session hears of ours."""
+    """A handler of a session's events is called for the requests of this package too."""
     seen: list[str] = []
     embeddings = make(session=hooked(seen), endpoint_url=bedrock.url)
     embeddings.embed_query("tea")
@@ -512,7 +512,7 @@ def test_sixteen_threads_look_for_credentials_once(bedrock: Listener) -> None:
 def test_connections_are_kept_and_replaced_when_the_service_has_closed_them(
     bedrock: Listener,
 ) -> None:
-    """As after a freeze of a Lambda sandbox: the next call connects anew and loses no attempt."""
+    """As after a freeze of a Lambda sandbox: the next call connects again and loses no attempt."""
     bedrock.latency_s = 0.005
     embeddings = make(endpoint_url=bedrock.url, max_concurrency=4)
     embeddings.embed_documents([f"memory {number}" for number in range(40)])
