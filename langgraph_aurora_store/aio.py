@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from langgraph_aurora_store.checkpoint.aio import AsyncAuroraSaver
+    from langgraph_aurora_store.checkpoint.base import ConcurrentRuns
 
 
 class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
@@ -203,17 +204,26 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
                 yield self.conn
 
     def checkpointer(
-        self, *, serde: SerializerProtocol | None = None, ttl: TTLConfig | None = None
+        self,
+        *,
+        serde: SerializerProtocol | None = None,
+        ttl: TTLConfig | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
     ) -> AsyncAuroraSaver:
         """A LangGraph checkpointer on the store's own connection or pool, and in its schema.
 
-        Closing the store closes it. ``serde`` and ``ttl`` are those of
+        Closing the store closes it. The parameters are those of
         `AsyncAuroraSaver.from_cluster`.
         """
         from langgraph_aurora_store.checkpoint.aio import AsyncAuroraSaver
 
         return AsyncAuroraSaver.on_pool(
-            self.conn, lock=self.lock, settings=self._operations, serde=serde, ttl=ttl
+            self.conn,
+            lock=self.lock,
+            settings=self._operations,
+            serde=serde,
+            ttl=ttl,
+            concurrent_runs=concurrent_runs,
         )
 
     # operations

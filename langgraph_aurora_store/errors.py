@@ -10,6 +10,7 @@ AuroraStoreError
 ├── InvalidItemError (ValueError)        an item that cannot be stored; nothing was written
 ├── InvalidFilterError (ValueError)      a search filter that means nothing
 ├── InvalidCheckpointError (ValueError)  a checkpoint that cannot be stored; nothing was written
+├── ConcurrentRunError                   another run writes to the thread; nothing was written
 ├── SchemaError (psycopg.ProgrammingError)
 │   ├── SchemaMissingError               the tables are not there: setup() has not run
 │   └── SchemaDriftError                 the database and the index configuration differ
@@ -73,6 +74,13 @@ class InvalidCheckpointError(AuroraStoreError, ValueError):
     """A checkpoint cannot be stored; raised before anything is written.
 
     The message names channel or metadata key, never the value.
+    """
+
+
+class ConcurrentRunError(AuroraStoreError):
+    """Another run has stored a checkpoint of the thread since this one read it.
+
+    Raised by a saver with ``concurrent_runs="refuse"``; nothing was written.
     """
 
 

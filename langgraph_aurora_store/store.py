@@ -29,6 +29,7 @@ from langgraph_aurora_store.execution.write_failures import write_failures_logge
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
+    from langgraph_aurora_store.checkpoint.base import ConcurrentRuns
     from langgraph_aurora_store.checkpoint.saver import AuroraSaver
 
 
@@ -179,16 +180,25 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
                 yield self._conn
 
     def checkpointer(
-        self, *, serde: SerializerProtocol | None = None, ttl: TTLConfig | None = None
+        self,
+        *,
+        serde: SerializerProtocol | None = None,
+        ttl: TTLConfig | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
     ) -> AuroraSaver:
         """A LangGraph checkpointer on the store's own connection or pool, and in its schema.
 
-        Closing the store closes it. ``serde`` and ``ttl`` are those of `AuroraSaver.from_cluster`.
+        Closing the store closes it. The parameters are those of `AuroraSaver.from_cluster`.
         """
         from langgraph_aurora_store.checkpoint.saver import AuroraSaver
 
         return AuroraSaver.on_pool(
-            self._conn, lock=self.lock, settings=self._operations, serde=serde, ttl=ttl
+            self._conn,
+            lock=self.lock,
+            settings=self._operations,
+            serde=serde,
+            ttl=ttl,
+            concurrent_runs=concurrent_runs,
         )
 
     # operations

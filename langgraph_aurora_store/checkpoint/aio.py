@@ -42,8 +42,10 @@ from langgraph_aurora_store.checkpoint import serialization
 from langgraph_aurora_store.checkpoint import writes as prepared
 from langgraph_aurora_store.checkpoint.base import (
     BaseAuroraSaver,
+    ConcurrentRuns,
     blob_sizes,
     named_missing,
+    refuses_runs,
     with_text_id,
 )
 from langgraph_aurora_store.checkpoint.pruning import delete_for_runs
@@ -93,6 +95,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
         *,
         schema: str | None = None,
         ttl: TTLConfig | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> None:
         self._check(conn, pipe)
@@ -102,7 +105,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
             schema=schema,
             retry=retry if isinstance(conn, AsyncConnectionPool) else None,
         )
-        self._initialize(conn, operations, serde, pipe=pipe)
+        self._initialize(conn, operations, serde, concurrent_runs=concurrent_runs, pipe=pipe)
 
     @override
     def _initialize(
@@ -111,6 +114,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
         operations: Operations,
         serde: SerializerProtocol | None,
         *,
+        concurrent_runs: ConcurrentRuns,
         pipe: Any = None,
         owns_pool: bool = False,
     ) -> None:
@@ -124,6 +128,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
         self.supports_pipeline = Capabilities().has_pipeline()
         self._operations = operations
         self._owns_pool = owns_pool
+        self._refuses_runs = refuses_runs(concurrent_runs)
         is_pool = isinstance(conn, (AsyncLazyPool, AsyncConnectionPool))
         reader = conn.reader if isinstance(conn, AsyncLazyPool) else None
         self._executor = AsyncExecutor(operations, reader=reader, keeps_connection=not is_pool)
@@ -144,6 +149,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
         max_size: int = 1,
         schema: str | None = None,
         ttl: TTLConfig | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> AsyncIterator[Self]:
         """As the blocking twin's."""
@@ -153,7 +159,14 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
             max_size=max_size,
             kwargs={"autocommit": True, "prepare_threshold": None},
         ) as pool:
-            saver = cls(pool, serde=serde, schema=schema, ttl=ttl, retry=retry)
+            saver = cls(
+                pool,
+                serde=serde,
+                schema=schema,
+                ttl=ttl,
+                concurrent_runs=concurrent_runs,
+                retry=retry,
+            )
             try:
                 yield saver
             finally:
@@ -262,12 +275,13 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
 
         Raises:
             InvalidCheckpointError: a value cannot be stored; the message names channel or key.
+            ConcurrentRunError: with ``concurrent_runs="refuse"``, another run has stored one.
         """
         put = await _serialised(
             checkpoint["channel_values"].values(),
             lambda: prepared.put(config, checkpoint, metadata, new_versions, self.serde),
         )
-        await self._run(self._execution(put.statement))
+        await self._run(self._storing(put))
         return put.config
 
     @override

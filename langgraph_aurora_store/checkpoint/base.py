@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -15,6 +15,7 @@ from langgraph.store.base import TTLConfig
 
 from langgraph_aurora_store.checkpoint import pruning, reads, writes
 from langgraph_aurora_store.checkpoint.reads import Listing, Row
+from langgraph_aurora_store.checkpoint.writes import Put
 from langgraph_aurora_store.config import connect_defaults
 from langgraph_aurora_store.connect.conninfo import connection_factory
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from langgraph_aurora_store.aws.credential_sources import Session
     from langgraph_aurora_store.connect.credentials import Credentials
 
+ConcurrentRuns: TypeAlias = Literal["allow", "refuse"]
+
 
 class BaseAuroraSaver(BasePostgresSaver):
     """A saver that `from_cluster` makes; the subclass is blocking or asyncio."""
@@ -36,6 +39,7 @@ class BaseAuroraSaver(BasePostgresSaver):
     _operations: Operations
     _pool_class: ClassVar[type[LazyPool | AsyncLazyPool]]
     _accepted_types: ClassVar[tuple[type, ...]]
+    _refuses_runs: bool
 
     @classmethod
     def from_cluster(
@@ -55,6 +59,7 @@ class BaseAuroraSaver(BasePostgresSaver):
         serde: SerializerProtocol | None = None,
         ttl: TTLConfig | None = None,
         schema: str | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
         retry: RetrySettings | None = DEFAULT_RETRY,
         application_name: str | None = None,
         pooler: bool | None = None,
@@ -82,6 +87,9 @@ class BaseAuroraSaver(BasePostgresSaver):
             ttl: ``{"default_ttl": minutes, "sweep_interval_minutes": minutes}``: how long a thread
                 lives after its last checkpoint, for `sweep_ttl` and the sweeper.
             schema: where the tables are. Default: the search path's.
+            concurrent_runs: with ``"refuse"``, a checkpoint is stored only where its parent is the
+                latest of its thread and namespace, so of two runs at a time one fails; and so does
+                a run that forks from an older checkpoint.
             retry: how long a call goes on after a lost connection, a failover or a deadlock;
                 ``None`` raises the first such error.
             application_name: as for the store.
@@ -108,7 +116,9 @@ class BaseAuroraSaver(BasePostgresSaver):
         operations = Operations(index=None, ttl=ttl, schema=schema, retry=retry)
         saver = cls.__new__(cls)
         pooled = cls._pool_class(factory, settings)
-        saver._initialize(pooled, operations, serde, owns_pool=True)  # noqa: SLF001 - its own
+        saver._initialize(  # noqa: SLF001 - its own
+            pooled, operations, serde, concurrent_runs=concurrent_runs, owns_pool=True
+        )
         return saver
 
     @classmethod
@@ -120,11 +130,14 @@ class BaseAuroraSaver(BasePostgresSaver):
         settings: Operations,
         serde: SerializerProtocol | None,
         ttl: TTLConfig | None,
+        concurrent_runs: ConcurrentRuns,
     ) -> Self:
         """A saver on a store's connection or pool, which stays the store's to close."""
         saver = cls.__new__(cls)
         operations = Operations(index=None, ttl=ttl, schema=settings.schema, retry=settings.retry)
-        saver._initialize(conn, operations, serde)  # noqa: SLF001 - its own
+        saver._initialize(  # noqa: SLF001 - its own
+            conn, operations, serde, concurrent_runs=concurrent_runs
+        )
         saver.lock = lock  # type: ignore[attr-defined]  # the subclasses' is of their kind
         return saver
 
@@ -134,6 +147,7 @@ class BaseAuroraSaver(BasePostgresSaver):
         operations: Operations,
         serde: SerializerProtocol | None,
         *,
+        concurrent_runs: ConcurrentRuns,
         pipe: Any = None,
         owns_pool: bool = False,
     ) -> None:
@@ -195,6 +209,9 @@ class BaseAuroraSaver(BasePostgresSaver):
             self._migrate_pending_sends,
         )
 
+    def _storing(self, put: Put) -> Flow[None]:
+        return put.store(self._schema, if_free=self._refuses_runs)
+
     def _execution(self, statement: Statement | None) -> Flow[None]:
         return writes.execute(statement, self._schema)
 
@@ -227,6 +244,19 @@ class BaseAuroraSaver(BasePostgresSaver):
         from langgraph_aurora_store.checkpoint.schema import setup
 
         return setup(StoreTables(schema=self._schema), metadata_index=metadata_index)
+
+
+def refuses_runs(concurrent_runs: object) -> bool:
+    """Whether a run that finds another one's checkpoint is to fail.
+
+    Raises:
+        ConfigurationError: neither ``"allow"`` nor ``"refuse"``.
+    """
+    if concurrent_runs not in get_args(ConcurrentRuns):
+        raise ConfigurationError(
+            f"concurrent_runs={concurrent_runs!r} is wrong: pass 'allow' or 'refuse'"
+        )
+    return concurrent_runs == "refuse"
 
 
 def with_text_id(config: RunnableConfig) -> RunnableConfig:

@@ -31,7 +31,9 @@ from typing_extensions import override
 from langgraph_aurora_store.checkpoint import writes as prepared
 from langgraph_aurora_store.checkpoint.base import (
     BaseAuroraSaver,
+    ConcurrentRuns,
     named_missing,
+    refuses_runs,
     with_text_id,
 )
 from langgraph_aurora_store.checkpoint.pruning import delete_for_runs
@@ -80,6 +82,7 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
         *,
         schema: str | None = None,
         ttl: TTLConfig | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> None:
         self._check(conn, pipe)
@@ -89,7 +92,7 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
             schema=schema,
             retry=retry if isinstance(conn, ConnectionPool) else None,
         )
-        self._initialize(conn, operations, serde, pipe=pipe)
+        self._initialize(conn, operations, serde, concurrent_runs=concurrent_runs, pipe=pipe)
 
     @override
     def _initialize(
@@ -98,12 +101,14 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
         operations: Operations,
         serde: SerializerProtocol | None,
         *,
+        concurrent_runs: ConcurrentRuns,
         pipe: Any = None,
         owns_pool: bool = False,
     ) -> None:
         PostgresSaver.__init__(self, conn, pipe, serde)
         self._operations = operations
         self._owns_pool = owns_pool
+        self._refuses_runs = refuses_runs(concurrent_runs)
         reader = conn.reader if isinstance(conn, LazyPool) else None
         self._executor = Executor(operations, reader=reader)
         self._sweeper: SweeperThread | None = None
@@ -120,6 +125,7 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
         max_size: int = 1,
         schema: str | None = None,
         ttl: TTLConfig | None = None,
+        concurrent_runs: ConcurrentRuns = "allow",
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> Iterator[Self]:
         """A saver on a connection string, closed with the block.
@@ -133,7 +139,14 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
             max_size=max_size,
             kwargs={"autocommit": True, "prepare_threshold": None},
         ) as pool:
-            saver = cls(pool, serde=serde, schema=schema, ttl=ttl, retry=retry)
+            saver = cls(
+                pool,
+                serde=serde,
+                schema=schema,
+                ttl=ttl,
+                concurrent_runs=concurrent_runs,
+                retry=retry,
+            )
             try:
                 yield saver
             finally:
@@ -251,9 +264,10 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
 
         Raises:
             InvalidCheckpointError: a value cannot be stored; the message names channel or key.
+            ConcurrentRunError: with ``concurrent_runs="refuse"``, another run has stored one.
         """
         put = prepared.put(config, checkpoint, metadata, new_versions, self.serde)
-        self._run(self._execution(put.statement))
+        self._run(self._storing(put))
         return put.config
 
     @override

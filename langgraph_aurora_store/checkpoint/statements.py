@@ -53,21 +53,46 @@ SELECT_SENDS = SELECT_PENDING_SENDS_SQL
 ORDER = " ORDER BY checkpoint_id DESC, thread_id DESC, checkpoint_ns DESC LIMIT %s"
 AFTER = "(checkpoint_id, thread_id, checkpoint_ns) < (%s, %s, %s)"
 
-# One statement: a transaction of its own, in one round trip without a pipeline.
+# One statement: a transaction of its own, in one round trip without a pipeline. ``{free}`` is
+# empty, or the condition below.
 _PUT_BLOBS = """
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %s, %s, x.*
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::bytea[]) AS x
+    SELECT %(thread)s, %(ns)s, x.*
+    FROM unnest(%(channels)s::text[], %(versions)s::text[], %(types)s::text[], %(blobs)s::bytea[])
+        AS x{free}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
 """
-PUT = """
+_PUT = """
 INSERT INTO checkpoints
     (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-VALUES (%s, %s, %s, %s, %s, %s)
+SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s::text, %(row)s::jsonb, %(metadata)s::jsonb{free}
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
 DO UPDATE SET checkpoint = excluded.checkpoint, metadata = excluded.metadata
 """
-PUT_WITH_BLOBS = f"WITH blobs AS ({_PUT_BLOBS}) {PUT}"
+PUT = _PUT.format(free="")
+PUT_WITH_BLOBS = f"WITH blobs AS ({_PUT_BLOBS.format(free='')}) {PUT}"
+
+# Whether nothing was stored since the parent; or this very checkpoint was, by an earlier attempt.
+_FREE = """
+free AS MATERIALIZED (
+    SELECT WHERE NOT EXISTS (
+        SELECT FROM checkpoints
+        WHERE thread_id = %(thread)s AND checkpoint_ns = %(ns)s
+        AND checkpoint_id > coalesce(%(parent)s::text, '')
+    ) OR EXISTS (
+        SELECT FROM checkpoints
+        WHERE thread_id = %(thread)s AND checkpoint_ns = %(ns)s AND checkpoint_id = %(id)s
+    )
+)
+"""
+_IF_FREE = " WHERE EXISTS (SELECT FROM free)"
+PUT_IF_FREE = f"WITH {_FREE} {_PUT.format(free=_IF_FREE)}"
+PUT_WITH_BLOBS_IF_FREE = f"""
+WITH {_FREE}, blobs AS ({_PUT_BLOBS.format(free=_IF_FREE)}) {_PUT.format(free=_IF_FREE)}
+"""
+# Held to the end of the transaction: of two runs, the second sees what the first one has stored.
+LOCK_THREAD = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
+LOCK_CLASS = 0x6C676370
 
 PUT_WRITES = """
 INSERT INTO checkpoint_writes

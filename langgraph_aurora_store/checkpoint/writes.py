@@ -16,14 +16,39 @@ from psycopg.types.json import Jsonb
 
 from langgraph_aurora_store.checkpoint import serialization, statements
 from langgraph_aurora_store.checkpoint.statements import in_schema
+from langgraph_aurora_store.errors import ConcurrentRunError
 from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
 
 
 class Put(NamedTuple):
     """A checkpoint to be stored, and the configuration that finds it again."""
 
-    statement: Statement
+    params: dict[str, Any]
     config: RunnableConfig
+
+    def store(self, schema: str | None, *, if_free: bool) -> Flow[None]:
+        """Store it; with ``if_free``, only where its parent is the latest of its thread.
+
+        Raises:
+            ConcurrentRunError: the parent is not.
+        """
+        has_blobs = "blobs" in self.params
+        if not if_free:
+            query = statements.PUT_WITH_BLOBS if has_blobs else statements.PUT
+            yield from execute(Statement(query, self.params), schema)
+            return
+        query = statements.PUT_WITH_BLOBS_IF_FREE if has_blobs else statements.PUT_IF_FREE
+        thread = self.params["thread"]
+        place = f"{schema} {thread} {self.params['ns']}"
+        lock = Statement(statements.LOCK_THREAD, (statements.LOCK_CLASS, place))
+        statement = Statement(in_schema(query, schema), self.params)
+        _, stored = yield Transaction((lock, statement), writes=True, is_idempotent=True)
+        if not stored.touched:
+            raise ConcurrentRunError(
+                f"thread {thread[:100]!r} has a later checkpoint than the one that this run went on"
+                " from, so another run writes to it; nothing was stored: run again from the"
+                " thread's latest checkpoint, or allow forks by concurrent_runs='allow'"
+            )
 
 
 def put(
@@ -42,18 +67,17 @@ def put(
     thread, ns = str(configurable["thread_id"]), configurable["checkpoint_ns"]
     row, blobs = serialization.parts(checkpoint, new_versions, serde)
     found = serialization.row_metadata(config, metadata)
-    params: tuple[Any, ...] = (
-        thread,
-        ns,
-        checkpoint["id"],
-        configurable.get("checkpoint_id"),
-        Jsonb(row),
-        Jsonb(found),
-    )
-    query = statements.PUT
+    params: dict[str, Any] = {
+        "thread": thread,
+        "ns": ns,
+        "id": checkpoint["id"],
+        "parent": configurable.get("checkpoint_id"),
+        "row": Jsonb(row),
+        "metadata": Jsonb(found),
+    }
     if blobs:
-        query = statements.PUT_WITH_BLOBS
-        params = (thread, ns, *map(list, zip(*blobs, strict=True)), *params)
+        columns = map(list, zip(*blobs, strict=True))
+        params |= zip(("channels", "versions", "types", "blobs"), columns, strict=True)
     next_config: RunnableConfig = {
         "configurable": {
             "thread_id": thread,
@@ -61,7 +85,7 @@ def put(
             "checkpoint_id": checkpoint["id"],
         }
     }
-    return Put(Statement(query, params), next_config)
+    return Put(params, next_config)
 
 
 def put_writes(

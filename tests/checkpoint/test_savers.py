@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, sql
 
 from langgraph_aurora_store import (
     AsyncAuroraSaver,
@@ -19,10 +19,14 @@ from langgraph_aurora_store import (
     AuroraStore,
     PoolSettings,
 )
-from langgraph_aurora_store.errors import DatabaseNotFoundError
+from langgraph_aurora_store.errors import (
+    ConcurrentRunError,
+    ConfigurationError,
+    DatabaseNotFoundError,
+)
 from langgraph_aurora_store.local import LocalAurora
 from tests.support.database import Database
-from tests.support.saver_comparison import aput, chain, put, thread, values_of
+from tests.support.saver_comparison import aput, chain, checkpoint, put, thread, values_of
 from tests.support.store_kinds import arguments, in_process
 
 ONE = PoolSettings(min_size=0, max_size=1)
@@ -161,6 +165,79 @@ def test_a_clone_with_an_allowlist_works(database: Database) -> None:
         assert clone is not saver
         put(clone, thread("t"), {"a": [1]})
         assert values_of(saver, thread("t")) == {"a": [1]}
+
+
+# S8: two runs at a time on one thread
+
+
+class Meeting(AsyncAuroraSaver):
+    """Lets two runs go on once both have read their thread."""
+
+    reading: asyncio.Barrier | None = None
+
+    async def aget_tuple(self, config: Any) -> Any:
+        found = await super().aget_tuple(config)
+        if self.reading:
+            await self.reading.wait()
+        return found
+
+
+async def run_two(saver: Meeting) -> list[Any]:
+    """Two runs that both have read the thread before either of them stores."""
+    saver.reading = asyncio.Barrier(2)
+    agent = graph(checkpointer=saver)
+    runs = [agent.ainvoke({"messages": [word]}, thread("t")) for word in ("one", "two")]
+    results = await asyncio.gather(*runs, return_exceptions=True)
+    saver.reading = None
+    return results
+
+
+async def test_s8_the_second_of_two_runs_is_refused(database: Database) -> None:
+    """By default both succeed, and one of them is lost, as with the parent."""
+    async with Meeting.from_cluster(**arguments(database)) as saver:
+        await saver.setup()
+        assert [type(it) for it in await run_two(saver)] == [dict, dict]
+        head = await graph(checkpointer=saver).aget_state(thread("t"))
+        assert len(head.values["messages"]) == 2
+        await saver.adelete_thread("t")
+    given = arguments(database, concurrent_runs="refuse")
+    async with Meeting.from_cluster(**given) as saver:
+        for turn in range(1, 4):
+            refused, kept = sorted(await run_two(saver), key=lambda it: isinstance(it, dict))
+            assert isinstance(refused, ConcurrentRunError)
+            assert len(kept["messages"]) == 2 * turn
+            head = await graph(checkpointer=saver).aget_state(thread("t"))
+            assert head.values == kept
+
+
+@pytest.mark.parametrize("values", [{"a": [1]}, {}])
+def test_s8_what_is_refused_leaves_nothing(database: Database, values: dict[str, Any]) -> None:
+    """And what was stored may be stored again, as after a lost reply."""
+    with Connection.connect(database.owner_dsn, autocommit=True) as conn:
+        saver = AuroraSaver(conn, concurrent_runs="refuse", schema='a "schema" 100%')
+        saver.setup()
+        head = put(saver, thread("t"), values)
+        made = checkpoint(values)
+        saver.put(head, made, {}, made["channel_versions"])
+        put(saver, thread("t", checkpoint_ns="inner"), values)
+        put(saver, thread("other"), values)
+        saver.put(head, made, {"again": True}, made["channel_versions"])
+        for parent in (head, thread("t")):
+            with pytest.raises(ConcurrentRunError, match="thread 't' has a later checkpoint"):
+                put(saver, parent, {"b": [2]})
+        assert len(list(saver.list(thread("t", checkpoint_ns="")))) == 2
+        rows = conn.execute(
+            sql.SQL("SELECT count(*) FROM {} WHERE channel = 'b'").format(
+                sql.Identifier('a "schema" 100%', "checkpoint_blobs")
+            )
+        )
+        assert rows.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("cls", [AuroraSaver, AsyncAuroraSaver])
+def test_s8_another_word_is_refused(cls: Any, database: Database) -> None:
+    with pytest.raises(ConfigurationError, match="pass 'allow' or 'refuse'"):
+        cls.from_cluster(**arguments(database, concurrent_runs="forbid"))
 
 
 # failovers
