@@ -48,7 +48,7 @@ def aurora(request: pytest.FixtureRequest) -> Iterator[LocalAurora]:
 
 @pytest.fixture
 def database(aurora: LocalAurora) -> Iterator[Database]:
-    """A fresh database of its own, dropped afterwards with whoever is still connected."""
+    """A fresh database of its own, dropped afterwards with its connections."""
     fresh = Database(aurora, f"test_{next(_numbers)}")
     aurora.create_database(fresh.name)
     yield fresh

@@ -285,7 +285,7 @@ def test_failovers_follow_one_another_under_load(cluster: LocalAurora):
     ("mode", "state"), [("fast", errors.AdminShutdown), ("immediate", psycopg.OperationalError)]
 )
 def test_an_instance_can_be_restarted(cluster: LocalAurora, mode, state, instance):
-    """Its clients lose their links, nobody else's; what was committed is there afterwards."""
+    """Its clients lose their links, others do not; what was committed is there afterwards."""
     reader = instance == "reader"
     with (
         closing(connect(cluster, reader=reader)) as lost,

@@ -136,7 +136,7 @@ def test_nothing_is_left_when_the_owner_is_killed(fork):
         assert Path(sslrootcert).exists()
         with psycopg.connect(admin_dsn) as connection:
             owner.kill()
-            # Whoever cleans up holds the owner's standard error until that is done.
+            # The reaper holds the owner's standard error until it has cleaned up.
             owner.stderr.read()
             with pytest.raises(psycopg.OperationalError):
                 connection.execute("SELECT 1")
@@ -147,7 +147,7 @@ def test_nothing_is_left_when_the_owner_is_killed(fork):
 
 @pytest.mark.parametrize("end", UNCLOSED_ENDS)
 def test_a_program_that_never_closes_its_cluster_ends_and_leaves_nothing(end):
-    """By itself, whoever is still connected; neither server, proxy nor directory stay."""
+    """By itself, with clients connected; neither server, proxy nor directory stay."""
     with running("-c", UNCLOSED + UNCLOSED_ENDS[end]) as owner:
         root, port = Path(owner.stdout.readline().strip()), owner.stdout.readline().strip()
         assert root.exists()
