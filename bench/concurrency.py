@@ -104,7 +104,7 @@ def tasks(cluster: LocalAurora) -> list[Row]:
             "requests",
             requests["ours"],
             requests["parent"],
-            aim="texts of a tick share requests",
+            aim="texts of one loop iteration share requests",
         ),
     ]
 

@@ -67,7 +67,7 @@ def rows(cluster: LocalAurora) -> list[Row]:
     ]
     found += [
         Row(
-            f"the same, {delay} ms, the parent's store kept as ours is",
+            f"the same, {delay} ms, the parent's store kept at module level",
             "ms",
             ours[delay],
             kept[delay],

@@ -115,7 +115,7 @@ def compile_all(output: Path) -> None:
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
     if not done:
-        # Templates, and tests of syntax errors: nobody imports them. `check` looks at the rest.
+        # Templates, and tests of syntax errors: never imported. `check` looks at the rest.
         print("some files are not this version's Python", file=sys.stderr)
 
 

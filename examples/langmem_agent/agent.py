@@ -41,7 +41,7 @@ def main() -> None:
             "Where is the spare key? By the way, I like sailing.",
         )
         # A configuration of its own, for the executor writes into it; a thread_id, for without
-        # one each submission cancels the one before, whoever's it was.
+        # one each submission cancels the one before, of any user.
         learned = background.submit(
             {"messages": conversation},
             {"configurable": {"user_id": "grace"}},

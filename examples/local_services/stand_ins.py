@@ -107,7 +107,7 @@ def _session(environ: Mapping[str, str]) -> boto3.Session:
 
 def _named_credentials(environ: Mapping[str, str]) -> list[str]:
     """The variables that say where to get some; the machine's own role is not asked for."""
-    # Where RDS is somebody else's, so are the keys: those of a local Aurora open nothing on AWS.
+    # Where RDS is not AWS's, neither are the keys: those of a local Aurora open nothing on AWS.
     if environ.get("AWS_ENDPOINT_URL_RDS"):
         return []
     return [name for name in _AWS_CREDENTIALS if environ.get(name)]

@@ -31,7 +31,7 @@ def finish_within(seconds: float, what: str, action: Callable[[], object]) -> bo
 
 
 def describe(error: BaseException) -> str:
-    """An error for the log: its class and place, and its words where they quote nobody.
+    """An error for the log: its class and place, and its words where they quote no user.
 
     A database, a model or a validation may repeat what a user said; the store's own errors do not.
     """

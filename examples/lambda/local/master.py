@@ -15,7 +15,7 @@ def make_master(cluster: LocalAurora, database: str) -> str:
     """Make it the owner of a database, and return its secret, as RDS writes it.
 
     It is a superuser here: `rds_superuser` may grant `rds_iam` without being a member, which
-    PostgreSQL 16 allows nobody else.
+    PostgreSQL 16 allows no other role.
     """
     password = secrets.token_urlsafe(24)
     cluster.create_user(MASTER, password=password)
