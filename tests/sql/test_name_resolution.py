@@ -25,7 +25,7 @@ from langgraph_aurora_store.sql.flow import Autocommit, Flow, Statement, Step, T
 from langgraph_aurora_store.sql.namespaces import count_under, delete_under
 from langgraph_aurora_store.sql.schema.ddl import ddl
 from langgraph_aurora_store.sql.schema.introspection import inspect
-from langgraph_aurora_store.sql.schema.setup import setup
+from langgraph_aurora_store.sql.schema.setup import lock_holder, setup
 from langgraph_aurora_store.sql.tables import StoreTables
 from langgraph_aurora_store.sql.ttl import sweep
 from tests.support.flow_runner import drive
@@ -90,6 +90,7 @@ def use_all(session: Engine) -> list[Step]:
         inspect(session.tables),
         setup(session.tables),
         delete_under(namespace, session.tables),
+        lock_holder(0),
     ]
     for flow in flows:
         drive(flow, session.connection, embed, steps)

@@ -7,8 +7,9 @@ snapshot, which ``CREATE INDEX CONCURRENTLY`` waits for in turn. What is new is 
 transaction; indexes on tables that are in use are built concurrently, one by one. Versions are
 recorded last. So a process killed at any point leaves what the next one recognises and completes.
 
-A transaction-mode pooler hands each statement another session, which loses the lock, and RDS
-Proxy pins the connection: run ``setup()`` on the cluster's own endpoint.
+A transaction-mode pooler hands each statement another session and may keep the lock on one of
+them, and RDS Proxy pins the connection: run ``setup()`` on the cluster's own endpoint. A lock that
+was left behind ends the wait of the next ``setup()`` with an error that names its session.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import errors, sql
@@ -28,6 +29,7 @@ from langgraph_aurora_store.sql.schema.definitions import as_text, fewest_vector
 from langgraph_aurora_store.sql.schema.diff import SchemaDiff, inspect_diff
 from langgraph_aurora_store.sql.schema.introspection import VECTORS, DatabaseState
 from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.validation import brief
 
 T = TypeVar("T")
 # Compares the database with what is wanted, reading only.
@@ -40,6 +42,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 # waiting ALTER TABLE would wait behind it.
 LOCK_TIMEOUT = "2s"
 ATTEMPTS = 30
+# A holder of the lock that builds no index is done or gives up within 30 attempts of 3 s.
+LONGEST_WAIT_S = 120.0
 # What another session can cause, a parent's setup() for instance, and what a second look settles.
 _RACES = (
     errors.DeadlockDetected,
@@ -69,6 +73,26 @@ _SET = """
 SELECT pg_catalog.set_config(name, setting, false)
 FROM unnest(%s::text[], %s::text[]) AS x (name, setting)
 """
+# The progress view shows every session's builds to every role; a query's text only to members.
+_HOLDER = """
+SELECT l.pid, a.usename::text, a.application_name,
+    EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index AS p WHERE p.pid = l.pid)
+    OR coalesce(a.query LIKE 'DROP INDEX CONCURRENTLY%%'::text AND a.state = 'active'::text, false)
+FROM pg_catalog.pg_locks AS l LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'advisory'::text AND l.granted AND l.objsubid = 1::smallint
+    AND l.classid = %s::bigint::oid AND l.objid = %s::bigint::oid
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d
+        WHERE d.datname = pg_catalog.current_database())
+"""
+
+
+class LockHolder(NamedTuple):
+    """The session that has the lock of setup(); ``builds`` says that it is at an index."""
+
+    pid: int
+    role: str | None
+    application: str | None
+    builds: bool
 
 
 def setup(tables: StoreTables) -> Flow[DatabaseState]:
@@ -90,7 +114,8 @@ def converge(look: Look) -> Flow[SchemaDiff]:
 
     Raises:
         SchemaError: what is missing cannot be made by this role, on this server or in this
-            session; the message has the server's reason and what to do.
+            session; or another session keeps the lock of setup() and builds nothing. The
+            message has the reason and what to do.
     """
     try:
         return (yield from _converge(look))
@@ -100,7 +125,7 @@ def converge(look: Look) -> Flow[SchemaDiff]:
 
 
 def _converge(look: Look) -> Flow[SchemaDiff]:
-    pause_s = FIRST_PAUSE_S
+    pause_s, waited_s = FIRST_PAUSE_S, 0.0
     todo = yield from look()
     while todo:
         key = _lock_key(todo.found)
@@ -108,8 +133,13 @@ def _converge(look: Look) -> Flow[SchemaDiff]:
         done = yield from _cleaned_up(unlock, _in_turn(look, key, unlock))
         if done is not None:
             return done
+        holder = yield from lock_holder(key)
+        waited_s = 0.0 if holder is None or holder.builds else waited_s
+        if holder and waited_s >= LONGEST_WAIT_S:
+            raise _held_up(holder)
         logger.info("another process sets up the store; looking again in %.2f s", pause_s)
         yield Sleep(pause_s)
+        waited_s += pause_s
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         todo = yield from look()
     return todo
@@ -123,6 +153,25 @@ def _in_turn(look: Look, key: int, unlock: Statement) -> Flow[SchemaDiff | None]
     done = yield from _make_all(look)
     yield Autocommit(unlock)
     return done
+
+
+def lock_holder(key: int) -> Flow[LockHolder | None]:
+    """The session that holds the lock; ``None`` when it has just let go."""
+    # PostgreSQL shows a key of 64 bits as two unsigned halves.
+    halves = divmod(key % 2**64, 2**32)
+    rows = yield Autocommit(Statement(_HOLDER, halves))
+    return LockHolder(*rows[0]) if rows else None
+
+
+def _held_up(holder: LockHolder) -> SchemaError:
+    application = brief(holder.application or "")
+    return SchemaError(
+        f"setup() waited {LONGEST_WAIT_S:.0f} s for the lock of another setup(), which the session"
+        f" with pid {holder.pid} (application_name {application}, role {brief(holder.role or '')})"
+        " holds without building an index. A transaction-mode pooler leaves such a lock behind:"
+        f" end that session by SELECT pg_terminate_backend({holder.pid}), and run setup() on the"
+        " cluster's own endpoint"
+    )
 
 
 def _make_all(look: Look) -> Flow[SchemaDiff]:

@@ -11,7 +11,7 @@ import pytest
 from psycopg import errors
 
 from langgraph_aurora_store.errors import SchemaError
-from langgraph_aurora_store.sql.flow import Autocommit, Transaction
+from langgraph_aurora_store.sql.flow import Autocommit, Sleep, Transaction
 from langgraph_aurora_store.sql.schema.definitions import as_text
 from langgraph_aurora_store.sql.schema.diff import check
 from langgraph_aurora_store.sql.schema.setup import setup
@@ -278,6 +278,64 @@ def test_setup_waits_for_its_turn_outside_the_server(database, owner):
             assert not owner.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall()
             first.close()
             waiter.result()
+    assert_complete(owner)
+
+
+def hurried(flow, slept):
+    """The flow, which gets its sleeps answered at once; ``slept`` gets their seconds."""
+    reply = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = flow.send(reply)
+            if isinstance(step, Sleep):
+                slept.append(step.seconds)
+                reply = None
+            else:
+                reply = yield step
+
+
+def test_a_lock_left_behind_is_named_after_a_bounded_wait(database, owner):
+    """The error says who holds the lock and how to end it; then setup() completes."""
+    drive(setup(WITH_VECTORS), owner)
+    owner.execute("DROP INDEX store_prefix_idx")
+    slept = []
+    with connect(database.owner_dsn, application_name="old-pooler") as holder:
+        with pytest.raises(Killed):
+            drive(dying(setup(WITH_VECTORS), 4), holder)  # it has looked and has the lock
+        pid = holder.info.backend_pid
+        with pytest.raises(SchemaError) as caught:
+            drive(hurried(setup(WITH_VECTORS), slept), owner)
+        assert f"pg_terminate_backend({pid})" in str(caught.value)
+        assert "old-pooler" in str(caught.value)
+        assert 120 <= sum(slept) < 125
+        assert advisory_locks(owner) == 1  # the holder's alone
+        owner.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        until(owner, "SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_locks WHERE pid = %s)", (pid,))
+    drive(setup(WITH_VECTORS), owner)
+    assert_complete(owner)
+
+
+def test_a_holder_that_builds_an_index_is_waited_for_without_a_bound(database, owner, admin):
+    """A large index takes hours: what is waited for is at work, so no time counts."""
+    drive(setup(WITH_VECTORS), owner)
+    owner.execute("DROP INDEX store_vectors_embedding_idx")
+    slept = []
+    with (
+        ThreadPoolExecutor(2) as pool,
+        connect(database.owner_dsn) as building,
+        connect(database.owner_dsn) as waiting,
+        connect(database.owner_dsn) as busy,
+    ):
+        with busy.transaction():
+            busy.execute("LOCK TABLE store_vectors IN ROW EXCLUSIVE MODE")
+            builder = pool.submit(drive, setup(WITH_VECTORS), building)
+            until(admin, "SELECT 1 FROM pg_stat_progress_create_index")
+            waiter = pool.submit(drive, hurried(setup(WITH_VECTORS), slept), waiting)
+            while sum(slept) < 200 and not waiter.done():
+                owner.execute("SELECT pg_sleep(0.01)")
+            assert not waiter.done()
+        builder.result()
+        waiter.result()
     assert_complete(owner)
 
 
