@@ -10,13 +10,18 @@ from langgraph_aurora_store import AuroraStore
 # The cluster, user and database come from AURORA_CLUSTER, AURORA_USER and AURORA_DATABASE.
 # Nothing connects before the first use, so this is safe at import time.
 store = AuroraStore.from_cluster(index={"embed": EMBEDDING_MODEL, "fields": ["content"]})
+# What was said, by thread, is kept in the same database on the same connections.
+saver = store.checkpointer()
 model = init_chat_model(CHAT_MODEL)
 manager = create_memory_store_manager(CHAT_MODEL, namespace=("chat", "{user_id}"), store=store)
 
 
-@entrypoint(store=store)
-def chat(request: dict[str, str]) -> str:
-    """Answer one message of one user, with that user's memories, then learn from it."""
+@entrypoint(store=store, checkpointer=saver)
+def chat(request: dict[str, str], *, previous: list[str] | None = None) -> list[str]:
+    """Answer one message of one user, with that user's memories, then learn from it.
+
+    Returns the thread so far, questions and answers in turn, which is also its state.
+    """
     memories = store.search(("chat", request["user_id"]), query=request["text"], limit=5)
     known = "\n".join(f"- {item.value['content']['content']}" for item in memories)
     reply = model.invoke(
@@ -33,9 +38,19 @@ def chat(request: dict[str, str]) -> str:
             ]
         }
     )
-    return reply
+    return [*(previous or []), request["text"], reply]
 
 
 def ask(user_id: str, text: str) -> str:
     """Send one message as one user."""
-    return chat.invoke({"user_id": user_id, "text": text}, {"configurable": {"user_id": user_id}})
+    return chat.invoke({"user_id": user_id, "text": text}, thread(user_id))[-1]
+
+
+def said_before(user_id: str) -> list[str]:
+    """What the user's thread holds: questions and answers in turn."""
+    return chat.get_state(thread(user_id)).values or []
+
+
+def thread(user_id: str) -> dict[str, dict[str, str]]:
+    """The configuration of a user's only thread."""
+    return {"configurable": {"user_id": user_id, "thread_id": f"chat with {user_id}"}}

@@ -1,4 +1,4 @@
-"""The same memories as rows: everything the agent knows can be read with SQL."""
+"""The same memories and threads as rows: all that the agent knows can be read with SQL."""
 
 from agent import store
 from rich.console import Console
@@ -10,6 +10,11 @@ QUERIES = {
         SELECT prefix, key, field_name, vector_dims(embedding) AS dims,
                left(embedding::text, 40) || '…' AS embedding
         FROM store_vectors ORDER BY updated_at, key
+    """,
+    "checkpoints": """
+        SELECT thread_id, checkpoint_id, metadata ->> 'step' AS step,
+               checkpoint ->> 'ts' AS stored_at
+        FROM checkpoints ORDER BY checkpoint_id
     """,
 }
 

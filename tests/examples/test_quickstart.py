@@ -31,6 +31,9 @@ def test_demo_recalls_in_another_process_what_one_user_said() -> None:
     assert sum(interest in to_ada for interest in interests) == 3
     assert not any(interest in to_grace for interest in interests)
     assert shown.count("chat.ada") >= 8
+    assert "The thread of ada holds 4 lines." in shown
+    assert "The thread of grace holds 0 lines." in shown
+    assert shown.count("chat with ada") >= 3
     assert "local Aurora" in shown
 
 
