@@ -153,6 +153,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> AsyncIterator[Self]:
         """As the blocking twin's."""
+        await (await AsyncConnection.connect(conn_string)).close()
         async with AsyncConnectionPool(
             conn_string,
             min_size=1,

@@ -133,6 +133,8 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
         Its connection is a pool's, of ``max_size`` at most, which replaces it when it is lost.
         ``pipeline`` is accepted for the parent's sake: each call is one round trip anyway.
         """
+        # A pool keeps to itself why it cannot connect, and its caller waits.
+        Connection.connect(conn_string).close()
         with ConnectionPool(
             conn_string,
             min_size=1,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any, TypedDict
 
@@ -73,6 +74,40 @@ async def test_entering_says_what_is_wrong(database: Database) -> None:
     with pytest.raises(DatabaseNotFoundError):
         async with AsyncAuroraSaver.from_cluster(**given):
             pass
+
+
+async def test_a_wrong_string_is_said_to_be_wrong_at_once(database: Database) -> None:
+    """With the server's own reason, as by the parent."""
+    wrong = psycopg.conninfo.make_conninfo(database.owner_dsn, dbname="missing")
+    begun = time.monotonic()
+    with (
+        pytest.raises(psycopg.OperationalError, match='database "missing" does not exist'),
+        AuroraSaver.from_conn_string(wrong),
+    ):
+        pass
+    with pytest.raises(psycopg.OperationalError, match='database "missing" does not exist'):
+        async with AsyncAuroraSaver.from_conn_string(wrong):
+            pass
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("concurrent_runs", ["allow", "refuse"])
+def test_a_put_whose_reply_was_lost_is_repeated(database: Database, concurrent_runs: str) -> None:
+    """It had taken effect, and counts as stored by this run, not by another one."""
+    given = arguments(database, concurrent_runs=concurrent_runs)
+    with AuroraSaver.from_cluster(**given) as saver:
+        saver.setup()
+        head = put(saver, thread("t"), {"a": [1]})
+        lost = database.cluster.replies_dropped
+        database.cluster.drop_reply_of_commit()
+        child = put(saver, head, {"a": [2]}, versions={"a": "2"})
+        assert database.cluster.replies_dropped == lost + 1
+        database.cluster.drop_reply_of_commit()
+        saver.put_writes(child, [("a", [3])], "task")
+        assert database.cluster.replies_dropped == lost + 2
+        assert values_of(saver, thread("t")) == {"a": [2]}
+        assert len(list(saver.list(thread("t")))) == 2
+        assert saver.get_tuple(child).pending_writes == [("task", "a", [3])]
 
 
 def test_a_store_and_its_checkpointer_share_one_pool(database: Database) -> None:
