@@ -135,6 +135,32 @@ def set_up(database: Database) -> None:
         store.setup()
 
 
+def test_setup_through_a_pooler_leaves_no_lock(database: Database, pooler: int) -> None:
+    """So a later one on the cluster's own address has its turn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InsecureTlsWarning)
+        store = AuroraStore.from_cluster(**given(database, pooler, pooler=True))
+    with store, ThreadPoolExecutor(8) as threads:
+        # Other clients in between, so that setup's statements meet different sessions.
+        busy = [threads.submit(_ping, pooler, database.name) for _ in range(7)]
+        store.setup()
+        assert all(call.result() for call in busy)
+    with psycopg.connect(database.admin_dsn) as conn:
+        locks = conn.execute(
+            "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid"
+            " WHERE l.locktype = 'advisory' AND a.datname = current_database()"
+        ).fetchone()
+    assert locks == (0,)
+    set_up(database)
+
+
+def _ping(port: int, name: str) -> bool:
+    with psycopg.connect(
+        host="127.0.0.1", port=port, user="u", dbname=name, prepare_threshold=None, autocommit=True
+    ) as conn:
+        return all(conn.execute("SELECT pg_sleep(0.002)") for _ in range(300))
+
+
 def test_undeclared_pooler_is_told_of_once(
     database: Database, pooler: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,6 +44,7 @@ LOCK_TIMEOUT = "2s"
 ATTEMPTS = 30
 # A holder of the lock that builds no index is done or gives up within 30 attempts of 3 s.
 LONGEST_WAIT_S = 120.0
+UNLOCK_ATTEMPTS = 50
 # What another session can cause, a parent's setup() for instance, and what a second look settles.
 _RACES = (
     errors.DeadlockDetected,
@@ -151,7 +152,14 @@ def _in_turn(look: Look, key: int, unlock: Statement) -> Flow[SchemaDiff | None]
     if not locked:
         return None
     done = yield from _make_all(look)
-    yield Autocommit(unlock)
+    for _ in range(UNLOCK_ATTEMPTS):  # a pooler may have given the lock to another session
+        ((is_released,),) = yield Autocommit(unlock)
+        if is_released:
+            return done
+    logger.warning(
+        "the lock of setup() stays in a session of the pooler; later calls of setup() will name it."
+        " Run setup() on the cluster's own endpoint"
+    )
     return done
 
 
