@@ -22,6 +22,7 @@ from tests.support.saver_comparison import (
     aput,
     chain,
     checkpoint,
+    ours,
     put,
     saver_side,
     thread,
@@ -29,7 +30,7 @@ from tests.support.saver_comparison import (
 )
 from tests.support.store_kinds import arguments
 
-__all__ = ["saver_side"]
+__all__ = ["ours", "saver_side"]
 
 LONG_S = 20.0
 WHILE_S = 0.5
@@ -113,11 +114,9 @@ def test_c2_the_first_of_many_does_not_wait_for_the_rest(saver_side: SaverSide) 
             assert len(list(listed)) == 63
 
 
-def test_c2_pages_miss_nothing_and_repeat_nothing(saver_side: SaverSide) -> None:
+def test_c2_pages_miss_nothing_and_repeat_nothing(ours: SaverSide) -> None:
     """Also among threads that hold the same ids, as after copy_thread."""
-    if not saver_side.is_ours:
-        pytest.skip("the parent has neither pages nor copy_thread")
-    with saver_side.saver() as saver:
+    with ours.saver() as saver:
         chain(saver, thread("a"), 90)
         for target in ("b", "c"):
             saver.copy_thread("a", target)
@@ -295,11 +294,9 @@ BLOCKING: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", BLOCKING)
-async def test_c9_a_blocking_call_on_the_loop_is_refused(saver_side: SaverSide, name: str) -> None:
+async def test_c9_a_blocking_call_on_the_loop_is_refused(ours: SaverSide, name: str) -> None:
     """It could only hang; see the next test for the parent's."""
-    if not saver_side.is_ours:
-        pytest.skip("the parent's put and put_writes would hang for ever")
-    async with saver_side.async_saver() as saver:
+    async with ours.async_saver() as saver:
         with pytest.raises(WrongLoopError, match="AsyncAuroraSaver was called on a thread"):
             BLOCKING[name](saver)
 
@@ -320,11 +317,9 @@ def test_c9_a_put_on_the_loop_ends(saver_side: SaverSide) -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKING)
-async def test_c9_a_blocking_call_from_a_thread_works(saver_side: SaverSide, name: str) -> None:
-    """As the parent's, where it has the method."""
-    if not saver_side.is_ours:
-        pytest.skip("of ours")
-    async with saver_side.async_saver() as saver:
+async def test_c9_a_blocking_call_from_a_thread_works(ours: SaverSide, name: str) -> None:
+    """Which runs it on the loop."""
+    async with ours.async_saver() as saver:
         await aput(saver, thread("t"), {"a": 1})
         await asyncio.to_thread(BLOCKING[name], saver)
 

@@ -72,6 +72,12 @@ def saver_side(request: pytest.FixtureRequest, database: Database) -> SaverSide:
     return SaverSide(request.param == "ours", database)
 
 
+@pytest.fixture
+def ours(database: Database) -> SaverSide:
+    """For what the parent has no counterpart of."""
+    return SaverSide(True, database)
+
+
 def thread(name: object, **configurable: Any) -> Config:
     """The configuration of a thread."""
     return {"configurable": {"thread_id": name, "checkpoint_ns": "", **configurable}}
