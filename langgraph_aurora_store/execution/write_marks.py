@@ -70,10 +70,10 @@ def marked(transaction: Transaction, mark: Mark) -> Transaction:
     """The transaction with its mark; a writer's first also deletes old marks."""
     first, *others = transaction.statements
     params = {**cast("dict[str, object]", first.params), **mark.params}
-    statements = [first._replace(params=params), *others]
+    statements = [Statement(first.sql, params), *others]
     if mark.is_writers_first:
         statements.append(Statement(mark.marking.cleanup, mark.params))
-    return transaction._replace(statements=tuple(statements))
+    return Transaction(tuple(statements), writes=True, marking=mark.marking)
 
 
 def is_mark_used(exc: psycopg.Error) -> bool:
