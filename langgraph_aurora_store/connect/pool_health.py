@@ -38,8 +38,8 @@ logger = logging.getLogger("langgraph_aurora_store.connect.patience")
 
 # How many connections a pool may begin to make at once; after these its rate counts.
 _LARGEST_BURST = 20
-_FIRST_REST_S = 0.05
-_LONGEST_REST_S = 0.5
+_FIRST_BACKOFF_S = 0.05
+_LONGEST_BACKOFF_S = 0.5
 # How long a port is tried that was never open: a wrong one, or a server that is about to listen.
 _GRACE_S = 0.4
 # What comes of statements prepared through a pooler that gives each transaction another server.
@@ -106,7 +106,7 @@ class PoolHealth:
         self.last_error_begun_at = 0.0
         self._failures = 0
         self._failing_since = 0.0
-        self._rest_until = 0.0
+        self._backoff_until = 0.0
         self.is_pooled = False
         self._renewed_at = 0.0
         self._suspected_at = 0.0
@@ -173,7 +173,7 @@ class PoolHealth:
             self._waits_for_cluster = False
             self._last_error = None
             self._failures = 0
-            self._rest_until = 0.0
+            self._backoff_until = 0.0
         if was_troubled:
             logger.info("pool %r connects again", self.name)
 
@@ -187,15 +187,15 @@ class PoolHealth:
             self._last_error = copy_for_raise(error)
             self._failures += 1
             if self.is_retryable(error):
-                longest = min(_FIRST_REST_S * 2 ** min(self._failures, 10), _LONGEST_REST_S)
-                self._rest_until = self._clock() + self._spread(longest / 2, longest)
+                longest = min(_FIRST_BACKOFF_S * 2 ** min(self._failures, 10), _LONGEST_BACKOFF_S)
+                self._backoff_until = self._clock() + self._spread(longest / 2, longest)
         is_said = self._waits_for_cluster and is_resuming(error)
         level = logging.WARNING if is_news and not is_said else logging.DEBUG
         logger.log(level, "pool %r: %s", self.name, error)
 
     def backoff_s(self) -> float:
         """How long to leave the server alone; 0 when it is well or a connection is open."""
-        left_s = self._rest_until - self._clock()
+        left_s = self._backoff_until - self._clock()
         return left_s if left_s > 0 and not self.is_alive() else 0.0
 
     def is_shared(self, fault: psycopg.Error | None, connection: AnyConnection) -> bool:
@@ -279,7 +279,7 @@ class AcquireDeadline:
         return self._deadline - self._clock()
 
     def backoff_s(self, health: PoolHealth) -> float:
-        """How long to rest now, within the caller's time."""
+        """How long to pause now, within the caller's time."""
         return max(min(health.backoff_s(), self.left_s()), 0.0)
 
     def ended_by(

@@ -7,13 +7,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 
+from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.conninfo import ConnectionFactory
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool
@@ -336,3 +337,52 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_asyncio", [False, True], ids=["blocking", "asyncio"])
+def test_one_refused_write_rids_the_pool_of_the_demoted_writer(is_asyncio: bool) -> None:
+    """After a failover that kept the old links: the write is tried again, and none leads there."""
+    with LocalAurora(readers=1, export=False) as aurora:
+        given: dict[str, Any] = {
+            "user": aurora.user,
+            "session": aurora.session,
+            "sslrootcert": aurora.sslrootcert,
+            "pool": UNCHECKED,
+        }
+        if is_asyncio:
+            assert asyncio.run(_atriage(aurora, given)) == [False] * 4
+        else:
+            assert _triage(aurora, given) == [False] * 4
+
+
+IN_RECOVERY = "SELECT pg_is_in_recovery()"
+
+
+def _triage(aurora: LocalAurora, given: dict[str, Any]) -> list[bool]:
+    with AuroraStore.from_cluster(aurora.identifier, **given) as store, ExitStack() as stack:
+        store.setup()
+        with ExitStack() as opened:
+            for _ in range(4):
+                opened.enter_context(store.connection())
+        aurora.failover(demoted="read-only")
+        store.put(("a",), "k", {"x": 1})
+        links = [stack.enter_context(store.connection()) for _ in range(4)]
+        return [bool((link.execute(IN_RECOVERY).fetchone() or (None,))[0]) for link in links]
+
+
+async def _atriage(aurora: LocalAurora, given: dict[str, Any]) -> list[bool]:
+    store = AsyncAuroraStore.from_cluster(aurora.identifier, **given)
+    async with store, AsyncExitStack() as stack:
+        await store.setup()
+        async with AsyncExitStack() as opened:
+            for _ in range(4):
+                await opened.enter_async_context(store.connection())
+        await asyncio.to_thread(aurora.failover, demoted="read-only")
+        await store.aput(("a",), "k", {"x": 1})
+        links = [await stack.enter_async_context(store.connection()) for _ in range(4)]
+        return [await _in_recovery(link) for link in links]
+
+
+async def _in_recovery(link: psycopg.AsyncConnection[Any]) -> bool:
+    row = await (await link.execute(IN_RECOVERY)).fetchone()
+    return bool((row or (None,))[0])
