@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# langgraph-checkpoint-postgres 3.2.0: a pool's size does not matter to AsyncPostgresSaver. It holds one
-# asyncio lock around every call, also on a pool (PostgresSaver a threading.Lock), so a put that waits
-# for a row holds up the get of another thread while the pool's other connections idle. Remedy: a
-# saver for each connection, or a subclass whose _cursor() takes no lock on a pool.
+# langgraph-checkpoint-postgres 3.2.0: a pool's size does not matter to AsyncPostgresSaver. It holds
+# one asyncio lock around every call, also on a pool (PostgresSaver a threading.Lock), so a put that
+# waits for a row holds up the get of another thread while the pool's other connections idle.
+# Remedy: a saver for each connection, or a subclass whose _cursor() takes no lock on a pool.
 set -euo pipefail
 work=$(mktemp -d)
 trap '"${stop[@]:-true}"; rm -rf "$work"' EXIT
