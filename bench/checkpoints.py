@@ -12,7 +12,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from bench.stores import fresh_database
 from bench.table import Row
 from langgraph_aurora_store import AsyncAuroraSaver, PoolSettings
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory, connection_factory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory, connection_factory
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool
 from langgraph_aurora_store.local import LocalAurora
 

@@ -48,7 +48,7 @@ OURS = """
 step("import of the package", run("from langgraph_aurora_store import AuroraStore"))
 step("making the store", run("store = AuroraStore.from_cluster(index={'embed': EMBED})"))
 step("AWS credentials, signer and a token", run('''
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 connection_factory(WRITER, user="u", database="d").kwargs()
 '''))
 step("looking up an identifier", run("connection_factory(user='u', database='d').kwargs()"))

@@ -14,7 +14,7 @@ OURS = "from langgraph_aurora_store import AuroraStore"
 SIGNING = """
 import time, statistics
 import botocore.session, botocore.signers
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store import AuroraStore
 begun = time.perf_counter()
 store = AuroraStore.from_cluster(index={"embed": "openai:text-embedding-3-small"})

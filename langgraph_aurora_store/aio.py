@@ -19,15 +19,15 @@ from typing_extensions import override
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
-from langgraph_aurora_store.connect.plain_pool import aborrowed
+from langgraph_aurora_store.connect.user_pool import aborrowed
 from langgraph_aurora_store.execution.coalescer import OperationCoalescer
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncExecutor
-from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.lost_write_log import write_failures_logged
 from langgraph_aurora_store.execution.read_routing import Readers, ReadSession
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
+from langgraph_aurora_store.execution.store_flows import Deserializer, Operations
 from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
-from langgraph_aurora_store.execution.write_failures import write_failures_logged
 from langgraph_aurora_store.execution.write_limiter import WriteLimiter
 from langgraph_aurora_store.sql.batch import Prepared
 

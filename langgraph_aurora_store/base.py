@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from langgraph.store.base import TTLConfig
 from langgraph.store.postgres.base import PostgresIndexConfig
 
-from langgraph_aurora_store.config import connect_defaults
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory, connection_factory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory, connection_factory
+from langgraph_aurora_store.connect.environment import connect_defaults
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings, Profile
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.execution.operations import Deserializer, Operations
 from langgraph_aurora_store.execution.read_routing import ReadOptions
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
+from langgraph_aurora_store.execution.store_flows import Deserializer, Operations
 from langgraph_aurora_store.validation import check
 
 if TYPE_CHECKING:
-    from langgraph_aurora_store.aws.credential_sources import Session
+    from langgraph_aurora_store.aws.credential_failures import Session
     from langgraph_aurora_store.connect.credentials import Credentials
 
 

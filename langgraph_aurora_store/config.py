@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
+from typing import Literal, TypeAlias, TypeVar, cast, get_args
 
 from langgraph.store.base import tokenize_path
 
@@ -244,33 +244,3 @@ def _minutes(name: str, value: object) -> float | None:
             f"{name} is a positive number of minutes or None, not {brief(value)}; {longest} at most"
         )
     return float(cast("float", value))
-
-
-class ConnectDefaults(NamedTuple):
-    """What the environment says of where to connect; ``None`` where it says nothing."""
-
-    cluster: str | None
-    user: str | None
-    database: str | None
-    region: str | None
-    sslrootcert: str | None
-    application_name: str | None
-    on_lambda: bool
-
-
-NO_DEFAULTS = ConnectDefaults(None, None, None, None, None, None, on_lambda=False)
-
-
-def connect_defaults(environ: Mapping[str, str] | None = None) -> ConnectDefaults:
-    """Read the connection's defaults; an empty variable is an absent one."""
-    environ = environment() if environ is None else environ
-    return ConnectDefaults(
-        cluster=environ.get("AURORA_CLUSTER") or None,
-        user=environ.get("AURORA_USER") or None,
-        database=environ.get("AURORA_DATABASE") or None,
-        region=environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None,
-        sslrootcert=environ.get("PGSSLROOTCERT") or None,
-        application_name=environ.get("PGAPPNAME") or None,
-        # Lambda developer guide, "Defined runtime environment variables".
-        on_lambda=bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")),
-    )

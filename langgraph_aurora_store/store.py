@@ -18,13 +18,13 @@ from typing_extensions import override
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import Conn
 from langgraph_aurora_store.connect.lazy_pool import LazyPool
-from langgraph_aurora_store.connect.plain_pool import borrowed
+from langgraph_aurora_store.connect.user_pool import borrowed
 from langgraph_aurora_store.execution.executor import Executor
-from langgraph_aurora_store.execution.operations import Deserializer, Operations
+from langgraph_aurora_store.execution.lost_write_log import write_failures_logged
 from langgraph_aurora_store.execution.read_routing import Readers, ReadSession
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
+from langgraph_aurora_store.execution.store_flows import Deserializer, Operations
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
-from langgraph_aurora_store.execution.write_failures import write_failures_logged
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol

@@ -21,9 +21,12 @@ import langgraph_aurora_store
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
+from langgraph_aurora_store.connect.connection_attempts import (
+    AsyncPooledConnection,
+    PooledConnection,
+)
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
-from langgraph_aurora_store.connect.pooled_connection import AsyncPooledConnection, PooledConnection
 from langgraph_aurora_store.execution import executor
 from langgraph_aurora_store.execution.executor import AsyncExecutor, Executor
 
@@ -36,7 +39,7 @@ LONGEST_FUNCTION = 50
 ROOMS = [
     ["errors", "lazy_imports", "version"],
     ["validation"],
-    ["config", "fork_safety", "labels"],
+    ["config", "fork_safety", "namespace_labels"],
     ["aws"],
     ["connect", "embeddings", "local", "sql"],
     ["execution"],

@@ -3,7 +3,7 @@
 from time import perf_counter
 
 from langgraph_aurora_store.connect.connection import AuroraConnection
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 
 conn = AuroraConnection.connect(**connection_factory().kwargs())
 

@@ -10,20 +10,16 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
-from weakref import WeakValueDictionary, ref
+from weakref import ref
 
-from langgraph_aurora_store.aws import credential_sources as sources
-from langgraph_aurora_store.aws.credential_sources import (
+from langgraph_aurora_store.aws import credential_failures as sources
+from langgraph_aurora_store.aws.credential_failures import (
     Session,
-    frames_of_error,
-    frames_of_thread,
 )
-from langgraph_aurora_store.aws.logging import redact_sdk_logs
-from langgraph_aurora_store.aws.single_flight import SingleFlight
+from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
+from langgraph_aurora_store.aws.session_keys import SessionKeys, shared_keys
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.errors import ConfigurationError, CredentialsError
 from langgraph_aurora_store.fork_safety import ForkSafeLock, reinit_after_fork
@@ -32,15 +28,11 @@ from langgraph_aurora_store.validation import is_region
 if TYPE_CHECKING:
     import botocore.session
     from botocore.config import Config
-    from botocore.credentials import Credentials, ReadOnlyCredentials
+    from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
     from mypy_boto3_rds import RDSClient
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-# Keys that hold for longer than this sign, while what renews them fails or is late.
-_KEYS_HOLD_S = 10
-# How long a caller with such keys waits for new ones.
-_RENEWAL_WAIT_S = 1.0
 REGION_ORDER = (
     "looked for in the session, AWS_REGION, AWS_DEFAULT_REGION and the profile, in this order"
 )
@@ -67,7 +59,7 @@ class AwsSession:
         self._given = session
         self._lock = ForkSafeLock()
         self._client_lock = ForkSafeLock()  # a session makes one client at a time
-        self._keys: _SessionKeys | None = None
+        self._keys: SessionKeys | None = None
         reinit_after_fork(self)
 
     def __repr__(self) -> str:
@@ -181,87 +173,12 @@ class AwsSession:
         """The session itself."""
         return self._keys_of_session().session
 
-    def _keys_of_session(self) -> _SessionKeys:
+    def _keys_of_session(self) -> SessionKeys:
         with self._lock:
             session = self._given or _default_of_boto3() or default_session()
             if self._keys is None or self._keys.session is not session:
-                self._keys = _shared_keys(session)
+                self._keys = shared_keys(session)
             return self._keys
-
-
-_THREAD_NAME = "langgraph-aurora-store credentials"
-
-
-class _SessionKeys:
-    """The keys of one session: loaded, renewed, and told of when late. Thread-safe."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._loaded: Credentials | None = None
-        self._loading: SingleFlight[None] = SingleFlight(_THREAD_NAME)
-        self._renewal: SingleFlight[ReadOnlyCredentials] = SingleFlight(_THREAD_NAME)
-
-    def get(self) -> ReadOnlyCredentials:
-        """As `AwsSession.credentials`."""
-        if self._loaded is None:
-            self._loading.call(self._load, late=partial(self._late, self._loading))
-        loaded = self._loaded
-        if loaded is not None and not _needs_renewal(loaded):
-            return loaded.get_frozen_credentials()
-        held = _keys_that_hold(loaded)
-        wait_s = _RENEWAL_WAIT_S if held else None
-        late = partial(self._late, self._renewal)
-        try:
-            return self._renewal.call(self._renew, late=late, wait_s=wait_s)
-        except CredentialsError:
-            if held is None:
-                raise
-        return held
-
-    def _load(self) -> None:
-        """Have botocore's chain find the credentials; runs in a thread of its own."""
-        if self._loaded is not None:
-            return  # by a call that ended just now
-        failure: CredentialsError | None = None
-        with redact_sdk_logs():
-            try:
-                self._loaded = self.session.get_credentials()
-            except Exception as error:
-                failure = sources.explain(error, self._source(frames_of_error(error)))
-        if self._loaded is None:
-            raise failure or sources.nothing_found(self.session)
-
-    def _renew(self) -> ReadOnlyCredentials:
-        """Ask for keys that are due, and maybe not there yet; runs in a thread of its own."""
-        failure: CredentialsError | None = None
-        with redact_sdk_logs():
-            try:
-                found = self._loaded.get_frozen_credentials() if self._loaded else None
-            except Exception as error:
-                found = None
-                failure = sources.explain(error, self._source(frames_of_error(error)))
-        if found is None:
-            raise failure or sources.nothing_found(self.session)
-        return found
-
-    def _late(self, flight: SingleFlight[Any]) -> CredentialsError:
-        return sources.still_waiting(self._source(frames_of_thread(flight.thread_id)))
-
-    def _source(self, frames: Iterator[FrameType]) -> sources.Source:
-        return sources.name_source(self.session, frames, getattr(self._loaded, "method", None))
-
-
-_shared: WeakValueDictionary[int, _SessionKeys] = WeakValueDictionary()
-_shared_lock = ForkSafeLock()
-
-
-def _shared_keys(session: Session) -> _SessionKeys:
-    """The keys of a session, for all that use it: a source that hangs hangs once for them."""
-    with _shared_lock:
-        found = _shared.get(id(session))  # which holds the session, so its id is no other's
-        if found is None:
-            found = _shared[id(session)] = _SessionKeys(session)
-        return found
 
 
 def _region_of(session: Any) -> str | None:
@@ -278,25 +195,6 @@ def _region_of(session: Any) -> str | None:
     except Exception as error:  # a profile that is missing, a file that cannot be parsed
         failure = CredentialsError(f"the AWS configuration could not be read: {error}")
     raise failure
-
-
-def _needs_renewal(credentials: Any) -> bool:
-    """Whether asking for the keys may take a network; unknown kinds are asked in a thread."""
-    from botocore.credentials import Credentials
-
-    if type(credentials) is Credentials:
-        return False
-    asks = getattr(credentials, "refresh_needed", None)
-    return asks is None or bool(asks())
-
-
-def _keys_that_hold(credentials: Any) -> ReadOnlyCredentials | None:
-    """The keys at hand of credentials that a renewal is due for, unless they are about to end."""
-    # botocore 1.44 shows them in no public way that does not renew them first.
-    keys: ReadOnlyCredentials | None = getattr(credentials, "_frozen_credentials", None)
-    if keys is None or credentials.refresh_needed(refresh_in=_KEYS_HOLD_S):
-        return None
-    return keys
 
 
 def _default_of_boto3() -> Session | None:

@@ -39,7 +39,7 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.checkpoint import serialization
-from langgraph_aurora_store.checkpoint import writes as prepared
+from langgraph_aurora_store.checkpoint import storing as prepared
 from langgraph_aurora_store.checkpoint.base import (
     BaseAuroraSaver,
     ConcurrentRuns,
@@ -48,15 +48,15 @@ from langgraph_aurora_store.checkpoint.base import (
     refuses_runs,
     with_text_id,
 )
-from langgraph_aurora_store.checkpoint.pruning import delete_for_runs
+from langgraph_aurora_store.checkpoint.deletion import delete_for_runs
 from langgraph_aurora_store.checkpoint.statements import in_schema
 from langgraph_aurora_store.connect.connection import AsyncConn
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
-from langgraph_aurora_store.connect.plain_pool import aborrowed
+from langgraph_aurora_store.connect.user_pool import aborrowed
 from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncExecutor
-from langgraph_aurora_store.execution.operations import Operations
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
+from langgraph_aurora_store.execution.store_flows import Operations
 from langgraph_aurora_store.execution.ttl_sweeper import sweep_repeatedly
 from langgraph_aurora_store.sql.flow import Flow
 

@@ -13,21 +13,23 @@ from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import TTLConfig
 
-from langgraph_aurora_store.checkpoint import pruning, reads, writes
+from langgraph_aurora_store.checkpoint import deletion as pruning
+from langgraph_aurora_store.checkpoint import reads
+from langgraph_aurora_store.checkpoint import storing as writes
 from langgraph_aurora_store.checkpoint.reads import Listing, Row
-from langgraph_aurora_store.checkpoint.writes import Put
-from langgraph_aurora_store.config import connect_defaults
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.checkpoint.storing import Put
+from langgraph_aurora_store.connect.connection_factory import connection_factory
+from langgraph_aurora_store.connect.environment import connect_defaults
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings, Profile
 from langgraph_aurora_store.errors import ConfigurationError, SchemaMissingError
-from langgraph_aurora_store.execution.operations import Operations
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
+from langgraph_aurora_store.execution.store_flows import Operations
 from langgraph_aurora_store.sql.flow import Flow, Statement
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 if TYPE_CHECKING:
-    from langgraph_aurora_store.aws.credential_sources import Session
+    from langgraph_aurora_store.aws.credential_failures import Session
     from langgraph_aurora_store.connect.credentials import Credentials
 
 ConcurrentRuns: TypeAlias = Literal["allow", "refuse"]

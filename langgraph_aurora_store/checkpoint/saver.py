@@ -28,7 +28,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
-from langgraph_aurora_store.checkpoint import writes as prepared
+from langgraph_aurora_store.checkpoint import storing as prepared
 from langgraph_aurora_store.checkpoint.base import (
     BaseAuroraSaver,
     ConcurrentRuns,
@@ -36,14 +36,14 @@ from langgraph_aurora_store.checkpoint.base import (
     refuses_runs,
     with_text_id,
 )
-from langgraph_aurora_store.checkpoint.pruning import delete_for_runs
+from langgraph_aurora_store.checkpoint.deletion import delete_for_runs
 from langgraph_aurora_store.checkpoint.statements import in_schema
 from langgraph_aurora_store.connect.connection import Conn
 from langgraph_aurora_store.connect.lazy_pool import LazyPool
-from langgraph_aurora_store.connect.plain_pool import borrowed
+from langgraph_aurora_store.connect.user_pool import borrowed
 from langgraph_aurora_store.execution.executor import Executor
-from langgraph_aurora_store.execution.operations import Operations
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
+from langgraph_aurora_store.execution.store_flows import Operations
 from langgraph_aurora_store.execution.ttl_sweeper import SweeperThread
 from langgraph_aurora_store.sql.flow import Flow
 

@@ -17,7 +17,7 @@ from langgraph_aurora_store.checkpoint.statements import (
 )
 from langgraph_aurora_store.errors import SchemaError
 from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
-from langgraph_aurora_store.sql.schema.ddl import HEADER, drop_invalid, ended, grants
+from langgraph_aurora_store.sql.schema.admin_script import HEADER, drop_invalid, ended, grants
 from langgraph_aurora_store.sql.schema.definitions import (
     Names,
     Record,
@@ -29,7 +29,7 @@ from langgraph_aurora_store.sql.schema.definitions import (
 from langgraph_aurora_store.sql.schema.diff import SchemaDiff
 from langgraph_aurora_store.sql.schema.introspection import inspect
 from langgraph_aurora_store.sql.schema.setup import converge
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 # The parent's migrations, by their places in its list.
 _LATEST = 9
@@ -117,7 +117,7 @@ def setup(tables: StoreTables, *, metadata_index: bool) -> Flow[None]:
 
 
 def ddl(tables: StoreTables, *, role: str | None, concurrently: bool) -> str:
-    """The same as a script; see `langgraph_aurora_store.sql.schema.ddl`."""
+    """The same as a script; see `langgraph_aurora_store.sql.schema.admin_script`."""
     names = Names(tables.schema, None)
     records = [Record(VERSIONS, v) for v in range(_LATEST + 1)]
     schema = sql.Identifier(tables.schema or "")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import psycopg
 
-from langgraph_aurora_store.aws.regions import partition_of
+from langgraph_aurora_store.aws.partitions import partition_of
+from langgraph_aurora_store.connect.cluster_names import Kind
 from langgraph_aurora_store.connect.credentials import Method
-from langgraph_aurora_store.connect.endpoint_names import Kind
 from langgraph_aurora_store.errors import (
     AuthenticationError,
     CertificateError,

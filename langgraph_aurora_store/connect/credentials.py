@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol, Self, SupportsIndex, TypeAlias
 
-from langgraph_aurora_store.aws.credential_sources import Session
-from langgraph_aurora_store.aws.errors import is_passing
-from langgraph_aurora_store.aws.logging import redact_sdk_logs
+from langgraph_aurora_store.aws.credential_failures import Session
+from langgraph_aurora_store.aws.error_codes import is_passing
+from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession
 from langgraph_aurora_store.aws.single_flight import SingleFlight
-from langgraph_aurora_store.connect.cluster import Endpoint
+from langgraph_aurora_store.connect.cluster_lookup import Endpoint
 from langgraph_aurora_store.errors import (
     ConfigurationError,
     CredentialsError,

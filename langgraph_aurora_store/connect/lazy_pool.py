@@ -16,7 +16,7 @@ from langgraph_aurora_store.connect.connection import (
     AuroraConnection,
     note_fault,
 )
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.connect.pool import (
     AsyncAuroraPool,
     AuroraPool,

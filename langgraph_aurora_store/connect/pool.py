@@ -29,7 +29,8 @@ import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
 
-from langgraph_aurora_store.connect.cancellation import CancellablePool
+from langgraph_aurora_store.connect.acquire_deadline import POOL_ERRORS, AcquireDeadline
+from langgraph_aurora_store.connect.cancel_safety import CancellablePool
 from langgraph_aurora_store.connect.connection import (
     CHECK_TIMEOUT_S,
     AsyncAuroraConnection,
@@ -37,20 +38,18 @@ from langgraph_aurora_store.connect.connection import (
     has_pending_input,
     round_trip,
 )
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.connection_attempts import (
+    AsyncPooledConnection,
+    PooledConnection,
+)
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.connect.pool_health import (
-    POOL_ERRORS,
     UNANSWERED_S,
-    AcquireDeadline,
     ConnectFailure,
     OnlyAttempt,
     PoolHealth,
 )
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
-from langgraph_aurora_store.connect.pooled_connection import (
-    AsyncPooledConnection,
-    PooledConnection,
-)
 
 # What psycopg_pool 3.3 has no public hook for. tests/connect/test_pool.py pins it.
 #

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
-import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from typing_extensions import override
 
@@ -24,14 +23,6 @@ from langgraph_aurora_store.connect.connect_errors import (
 )
 from langgraph_aurora_store.connect.connection import AnyConnection, serves_reads_only
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
-from langgraph_aurora_store.errors import (
-    AuroraStoreError,
-    ClusterError,
-    CredentialsError,
-    PoolClosedError,
-    PoolFullError,
-    PoolTimeoutError,
-)
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.connect.patience")
@@ -51,8 +42,6 @@ POOLER_ERRORS = (
 UNANSWERED_S = 2.0
 # "Scaling to Zero ACUs with automatic pause and resume" in the Aurora user guide.
 RESUMING = "it may be resuming from a pause, which takes 15 s and, after a day, 30 s and more"
-# How psycopg_pool ends a wait without a connection.
-POOL_ERRORS = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests)
 
 
 class OnlyAttempt(AttemptWithBackoff):
@@ -259,67 +248,3 @@ class PoolHealth:
             if is_news:
                 self._renewed_at = self._wall_clock()
             return is_news
-
-
-class AcquireDeadline:
-    """One caller's wait for a connection, failed attempts and pauses included."""
-
-    def __init__(self, timeout_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout_s = timeout_s
-        self._clock = clock
-        self._begun_at = clock()
-        self._deadline = self._begun_at + timeout_s
-
-    def began_after(self, moment: float) -> bool:
-        """Whether the caller came after a moment of the same clock."""
-        return self._begun_at > moment
-
-    def left_s(self) -> float:
-        """How long the caller may still wait; 0 or less when its time is up."""
-        return self._deadline - self._clock()
-
-    def backoff_s(self, health: PoolHealth) -> float:
-        """How long to pause now, within the caller's time."""
-        return max(min(health.backoff_s(), self.left_s()), 0.0)
-
-    def ended_by(
-        self, error: Exception, health: PoolHealth, *, size: int, max_size: int, max_waiting: int
-    ) -> AuroraStoreError:
-        """The error for a wait that psycopg_pool has ended with one of `POOL_ERRORS`."""
-        if isinstance(error, psycopg_pool.PoolClosed):
-            return PoolClosedError(
-                f"the pool of {health.name!r} is closed; ask the store for a connection, which"
-                " opens a new pool"
-            )
-        if isinstance(error, psycopg_pool.TooManyRequests):
-            return PoolFullError(
-                f"{max_waiting} callers wait already for the {max_size} connections to"
-                f" {health.name!r}; ask again later, or raise max_waiting={max_waiting} or"
-                f" max_size={max_size} in PoolSettings"
-            )
-        return self._timed_out(health, size=size, max_size=max_size)
-
-    def _timed_out(self, health: PoolHealth, *, size: int, max_size: int) -> AuroraStoreError:
-        last_error = health.last_error
-        if isinstance(last_error, ClusterError | CredentialsError):
-            # What a connection is made with failed, and not the pool.
-            failure = type(last_error)(f"{last_error}; waited for {self._timeout_s:.2f} s")
-            failure.is_transient = last_error.is_transient
-            failure.__cause__ = last_error.__cause__
-            return failure
-        unanswered_s = health.unanswered_s()
-        if last_error:
-            why = f"the last attempt to make one: {last_error}"
-        elif not health.is_alive() and unanswered_s:
-            why = (
-                f"an attempt to make one has waited for {unanswered_s:.2f} s for the cluster to"
-                f" answer: {RESUMING}; wait for longer, timeout_s= in PoolSettings"
-            )
-        else:
-            why = (
-                f"{size} of at most {max_size} exist and are in use or still being made; raise"
-                " max_size, or hold connections for shorter"
-            )
-        error = PoolTimeoutError(f"no connection within {self._timeout_s:.2f} s; {why}")
-        error.__cause__ = last_error and copy_for_raise(last_error)
-        return error

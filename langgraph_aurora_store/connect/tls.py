@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from langgraph_aurora_store import config
+from langgraph_aurora_store.connect.environment import connect_defaults
 from langgraph_aurora_store.errors import ConfigurationError
 
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
@@ -58,7 +58,7 @@ def verify(
         ConfigurationError: no such mode, or no such file.
     """
     mode = _checked_mode(sslmode)
-    default = config.connect_defaults(environ).sslrootcert or BUNDLED
+    default = connect_defaults(environ).sslrootcert or BUNDLED
     if mode.startswith("verify-"):
         store = str(default if sslrootcert is None else sslrootcert)
         if store != "system" and not Path(store).is_file():

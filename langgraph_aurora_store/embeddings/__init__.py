@@ -11,7 +11,7 @@ from langgraph.store.base import ensure_embeddings
 
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
 from langgraph_aurora_store.embeddings.models import find_model, known_models
-from langgraph_aurora_store.embeddings.requests import text_labels
+from langgraph_aurora_store.embeddings.text_labels import text_labels
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.lazy_imports import lazy_attributes
 

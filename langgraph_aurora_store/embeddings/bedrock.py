@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 import orjson
 from typing_extensions import override
 
-from langgraph_aurora_store.aws.credential_sources import Session
-from langgraph_aurora_store.aws.logging import QuietBytes, redact_sdk_logs
+from langgraph_aurora_store.aws.credential_failures import Session
+from langgraph_aurora_store.aws.sdk_log_redaction import QuietBytes, redact_sdk_logs
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
 from langgraph_aurora_store.aws.single_flight import wait_at_most
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
 from langgraph_aurora_store.embeddings.bedrock_errors import explain
-from langgraph_aurora_store.embeddings.concurrency import ForkAwareClient, RequestFanOut
+from langgraph_aurora_store.embeddings.concurrency import RequestFanOut
+from langgraph_aurora_store.embeddings.fork_aware_client import ForkAwareClient
 from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.options import Options

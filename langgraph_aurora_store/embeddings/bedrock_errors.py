@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from langgraph_aurora_store.aws import credential_sources as sources
-from langgraph_aurora_store.aws.errors import (
+from langgraph_aurora_store.aws import credential_failures as sources
+from langgraph_aurora_store.aws.error_codes import (
     DENIED,
     REFUSED_CREDENTIALS,
     THROTTLED,
@@ -15,11 +15,11 @@ from langgraph_aurora_store.aws.errors import (
     is_lost,
     is_passing_answer,
 )
-from langgraph_aurora_store.aws.regions import partition_of
+from langgraph_aurora_store.aws.partitions import partition_of
 from langgraph_aurora_store.aws.session import Region
 from langgraph_aurora_store.embeddings.redaction import attach_cause, service_words
-from langgraph_aurora_store.embeddings.requests import accepted_share, says_too_long
 from langgraph_aurora_store.embeddings.retry import Failure, asks_for_retry, retry_after_s
+from langgraph_aurora_store.embeddings.text_lengths import accepted_share, says_too_long
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     CredentialsError,

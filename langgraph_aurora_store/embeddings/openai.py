@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 import orjson
 from typing_extensions import override
 
-from langgraph_aurora_store.aws.logging import redact_sdk_logs
+from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
-from langgraph_aurora_store.embeddings.concurrency import FairSemaphore, ForkAwareClient
+from langgraph_aurora_store.embeddings.concurrency import FairSemaphore
+from langgraph_aurora_store.embeddings.fork_aware_client import ForkAwareClient
 from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.embeddings.models import choose_model
 from langgraph_aurora_store.embeddings.openai_errors import explain

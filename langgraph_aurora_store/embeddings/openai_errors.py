@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from langgraph_aurora_store.embeddings.redaction import attach_cause, service_words
-from langgraph_aurora_store.embeddings.requests import accepted_share, says_too_long
 from langgraph_aurora_store.embeddings.retry import Failure, asks_for_retry, retry_after_s
+from langgraph_aurora_store.embeddings.text_lengths import accepted_share, says_too_long
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     EmbeddingAccessError,

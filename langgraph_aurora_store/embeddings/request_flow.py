@@ -12,10 +12,10 @@ from langgraph_aurora_store.embeddings.requests import (
     InputText,
     Request,
     RequestResult,
-    largest_token_count,
     validate_vectors,
 )
 from langgraph_aurora_store.embeddings.retry import Clock, Failure, RateLimitedWarning, RetryBudget
+from langgraph_aurora_store.embeddings.text_lengths import largest_token_count
 from langgraph_aurora_store.errors import AuroraStoreError, EmbeddingResponseError
 
 # Applications filter by the name of 0.1.0.

@@ -25,7 +25,7 @@ from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, Sea
 
 from langgraph_aurora_store.connect.connection import AsyncConnect
 from langgraph_aurora_store.execution.key_locks import KeyLocks
-from langgraph_aurora_store.execution.write_failures import log_failed_writes
+from langgraph_aurora_store.execution.lost_write_log import log_failed_writes
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.sql.batch import Prepared

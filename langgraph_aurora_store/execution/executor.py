@@ -21,7 +21,7 @@ from psycopg import AsyncCursor, BaseConnection, Cursor
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from langgraph_aurora_store.connect.cancellation import run_shielded
+from langgraph_aurora_store.connect.cancel_safety import run_shielded
 from langgraph_aurora_store.connect.connection import (
     AsyncConn,
     AsyncConnect,
@@ -30,10 +30,18 @@ from langgraph_aurora_store.connect.connection import (
     note_fault,
 )
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
-from langgraph_aurora_store.embeddings.requests import text_labels
+from langgraph_aurora_store.embeddings.text_labels import text_labels
 from langgraph_aurora_store.errors import AuroraStoreError
 from langgraph_aurora_store.execution import pgvector_types
-from langgraph_aurora_store.execution.operations import Operations, labels_of
+from langgraph_aurora_store.execution.commit_detection import (
+    Mark,
+    WriteMarks,
+    committed_rows,
+    is_mark_used,
+    marked,
+    outcome_of,
+)
+from langgraph_aurora_store.execution.error_redaction import without_values
 from langgraph_aurora_store.execution.read_routing import (
     READER_TIMEOUT_S,
     WRITTEN,
@@ -52,15 +60,7 @@ from langgraph_aurora_store.execution.retry import (
     read_only_endpoint,
     read_only_role,
 )
-from langgraph_aurora_store.execution.server_errors import without_values
-from langgraph_aurora_store.execution.write_marks import (
-    Mark,
-    WriteMarks,
-    committed_rows,
-    is_mark_used,
-    marked,
-    outcome_of,
-)
+from langgraph_aurora_store.execution.store_flows import Operations, labels_of
 from langgraph_aurora_store.sql.flow import (
     Autocommit,
     Embed,

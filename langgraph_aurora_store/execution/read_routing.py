@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import psycopg
 from typing_extensions import TypeIs
 
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.flow import Autocommit, Statement, Transaction
 from langgraph_aurora_store.validation import brief, check, within

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import psycopg
 import psycopg_pool
 
-from langgraph_aurora_store.connect.pool_health import POOL_ERRORS
+from langgraph_aurora_store.connect.acquire_deadline import POOL_ERRORS
 from langgraph_aurora_store.errors import (
     AuroraStoreError,
     ReadOnlyEndpointError,
     RetriesExhaustedError,
 )
-from langgraph_aurora_store.execution.write_marks import is_mark_used
+from langgraph_aurora_store.execution.commit_detection import is_mark_used
 from langgraph_aurora_store.sql.flow import Autocommit, Statement, Transaction
 from langgraph_aurora_store.validation import within
 

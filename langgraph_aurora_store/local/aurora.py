@@ -17,13 +17,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local import rds_api, roles
-from langgraph_aurora_store.local.auth import Admission, Answer, Keys, TokenScope, random_text
+from langgraph_aurora_store.local import rds_api
+from langgraph_aurora_store.local import roles_and_databases as roles
+from langgraph_aurora_store.local.admission import Admission, Answer
 from langgraph_aurora_store.local.authority import Authority
-from langgraph_aurora_store.local.cleanup import exported, kept_directory
 from langgraph_aurora_store.local.instances import Demoted, Instances, Role
-from langgraph_aurora_store.local.proxy import Proxy
+from langgraph_aurora_store.local.proxy_control import Proxy
 from langgraph_aurora_store.local.server import ADMIN, ServerVersion, StopMode
+from langgraph_aurora_store.local.temporary_state import exported, kept_directory
+from langgraph_aurora_store.local.tokens import Keys, TokenScope, random_text
 from langgraph_aurora_store.validation import check, one_of, within
 
 if TYPE_CHECKING:

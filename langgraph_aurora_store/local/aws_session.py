@@ -9,7 +9,7 @@ import boto3
 import botocore.session
 from typing_extensions import override
 
-from langgraph_aurora_store.local.auth import Keys
+from langgraph_aurora_store.local.tokens import Keys
 
 # Where botocore looks for a setting: in the configuration file, in the environment, its default.
 HERMETIC = {

@@ -14,7 +14,7 @@ from typing import Literal, LiteralString
 import psycopg
 
 from langgraph_aurora_store.errors import AuroraStoreError
-from langgraph_aurora_store.local.proxy import Proxy
+from langgraph_aurora_store.local.proxy_control import Proxy
 from langgraph_aurora_store.local.server import (
     Server,
     ServerVersion,

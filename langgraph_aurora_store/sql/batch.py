@@ -22,16 +22,18 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from langgraph_aurora_store.sql import get, namespaces, put, search
-from langgraph_aurora_store.sql.conditions import paged
+from langgraph_aurora_store.sql import get, put, search
+from langgraph_aurora_store.sql import namespace_operations as namespaces
+from langgraph_aurora_store.sql.commit_marks import marking
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.get import Address, Get
+from langgraph_aurora_store.sql.pages import paged
 from langgraph_aurora_store.sql.put import Put, Writes
 from langgraph_aurora_store.sql.search import Search
-from langgraph_aurora_store.sql.tables import StoreTables
-from langgraph_aurora_store.sql.texts import Embedded, Text, checked, request
+from langgraph_aurora_store.sql.store_tables import StoreTables
+from langgraph_aurora_store.sql.texts import Text, request
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces, nearest
-from langgraph_aurora_store.sql.write_marks import marking
+from langgraph_aurora_store.sql.vector_values import Embedded, checked
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-
-from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, SearchOp
-
-from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
-from langgraph_aurora_store.sql.json_values import at, is_storable
-from langgraph_aurora_store.validation import brief
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langgraph_aurora_store.sql.tables import StoreTables
+    from langgraph_aurora_store.sql.store_tables import StoreTables
 
-Namespace: TypeAlias = tuple[str, ...]
-Paged = TypeVar("Paged", SearchOp, ListNamespacesOp)
-
-MOST = 2**31 - 1
-"""More than any table has rows or any namespace has labels, and sums of it are still an int8."""
 
 ALIVE = "(s.expires_at IS NULL OR s.expires_at > pg_catalog.now())"
 """Expired items count for nothing from that moment on, swept or not."""
 
 # How long an item lives after a write or a read. The added column counts only for the write
-# that set it, see tables.py.
+# that set it, see store_tables.py.
 LIFETIME = """
     CASE WHEN pg_catalog.lower(s.lifetime) = s.updated_at
          THEN pg_catalog.upper(s.lifetime) - pg_catalog.lower(s.lifetime)
@@ -54,68 +43,9 @@ def given(**types: str) -> str:
 ADDRESSES = given(prefixes="text", keys="text")
 
 
-def prefix_of(namespace: Namespace) -> str:
-    """The text the tables hold for a namespace: its labels, joined by dots.
-
-    Raises:
-        InvalidNamespaceError: for a label that PostgreSQL cannot hold, or a text in place of a
-            tuple, which would be one of its letters.
-    """
-    if isinstance(namespace, str):
-        raise InvalidNamespaceError(f"a namespace is a tuple of labels, not {brief(namespace)}")
-    prefix = ".".join(namespace)
-    if not is_storable(prefix):
-        raise InvalidNamespaceError(
-            "Namespace labels cannot contain NUL characters or lone surrogates. Got"
-            f" {brief(namespace)}"
-        )
-    return prefix
-
-
 def value_of(value: Any, tables: StoreTables) -> dict[str, Any]:
     """A value as it came: read already, unless the connection's owner has put off the reading."""
     return value if isinstance(value, dict) else tables.deserializer(value)
-
-
-def namespace_of(prefix: str) -> Namespace:
-    """The namespace a text of the tables stands for."""
-    return tuple(prefix.split(".")) if prefix else ()
-
-
-def checked_key(namespace: Namespace, key: object) -> str:
-    """A key as given, if the tables can hold it.
-
-    Raises:
-        InvalidItemError: for a key that is not text, or text that cannot be stored.
-    """
-    if not isinstance(key, str):
-        raise InvalidItemError(f"{at(namespace, key)}: the key must be text")
-    if not is_storable(key):
-        raise InvalidItemError(
-            f"{at(namespace, key)}: the key holds a NUL character or a lone surrogate"
-        )
-    return key
-
-
-def check_page(limit: object, offset: object) -> None:
-    """Refuse a page that no list has.
-
-    Raises:
-        ConfigurationError: unless both are whole numbers from 0.
-    """
-    for name, value in (("limit", limit), ("offset", offset)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigurationError(f"{name} must be a whole number from 0, not {brief(value)}")
-
-
-def paged(op: Paged) -> Paged:
-    """An operation with a page that the server can count: more than there is means all of it.
-
-    Raises:
-        ConfigurationError: for a page that no list has.
-    """
-    check_page(op.limit, op.offset)
-    return op._replace(limit=min(op.limit, MOST), offset=min(op.offset, MOST))
 
 
 def under(column: str) -> str:

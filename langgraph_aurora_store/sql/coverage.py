@@ -15,7 +15,7 @@ from langgraph.store.base import tokenize_path
 
 from langgraph_aurora_store.sql.conditions import ALIVE
 from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 # 4 MB of each table: some 5,000 items of 800 bytes, read in milliseconds.
 _SAMPLED_PAGES = 500

@@ -35,7 +35,7 @@ from typing import NamedTuple, TypeAlias
 
 from langgraph_aurora_store.errors import InvalidFilterError
 from langgraph_aurora_store.sql.json_values import is_storable
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.validation import brief
 
 _MISSING = "NULL::jsonb"

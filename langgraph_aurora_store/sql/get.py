@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 from langgraph.store.base import GetOp, Item
 
+from langgraph_aurora_store.sql.addresses import checked_key, prefix_of
 from langgraph_aurora_store.sql.conditions import (
     ADDRESSES,
     ALIVE,
     LIFETIME,
     NEEDS_REFRESH,
-    checked_key,
-    prefix_of,
     value_of,
 )
 from langgraph_aurora_store.sql.flow import Rows, Statement
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 Address = tuple[str, str]
 """A row's primary key: prefix and key."""

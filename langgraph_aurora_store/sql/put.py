@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from langgraph.store.base import PutOp
 
 from langgraph_aurora_store.errors import InvalidItemError
-from langgraph_aurora_store.sql.conditions import (
-    ADDRESSES,
-    checked_key,
-    given,
-    namespace_of,
-    prefix_of,
-)
+from langgraph_aurora_store.sql.addresses import checked_key, namespace_of, prefix_of
+from langgraph_aurora_store.sql.commit_marks import mark
+from langgraph_aurora_store.sql.conditions import ADDRESSES, given
 from langgraph_aurora_store.sql.flow import Rows, Statement
 from langgraph_aurora_store.sql.json_values import LONGEST, at, to_json, too_long
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.sql.texts import Text, checked_index, texts_of
-from langgraph_aurora_store.sql.write_marks import mark
 from langgraph_aurora_store.validation import brief
 
 if TYPE_CHECKING:

@@ -9,19 +9,12 @@ from typing import Any, NamedTuple
 from langgraph.store.base import SearchItem, SearchOp
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.conditions import (
-    ALIVE,
-    NEEDS_REFRESH,
-    namespace_of,
-    prefix_of,
-    span_of,
-    under,
-    value_of,
-)
+from langgraph_aurora_store.sql.addresses import namespace_of, prefix_of
+from langgraph_aurora_store.sql.conditions import ALIVE, NEEDS_REFRESH, span_of, under, value_of
 from langgraph_aurora_store.sql.filters import Condition, by_condition, compile_filter
 from langgraph_aurora_store.sql.flow import Rows, Statement
 from langgraph_aurora_store.sql.get import Address
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 _RECENT = """
 SELECT s.prefix, s.key, s.value, s.created_at, s.updated_at, {to_refresh}, NULL::float8

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from langgraph.store.base import get_text_at_path, tokenize_path
 
-from langgraph_aurora_store.config import PATH_RULE, IndexSettings, is_path
-from langgraph_aurora_store.errors import EmbeddingResponseError, InvalidItemError
-from langgraph_aurora_store.sql.flow import Embed, Label, Vectors
+from langgraph_aurora_store.config import PATH_RULE, is_path
+from langgraph_aurora_store.errors import InvalidItemError
+from langgraph_aurora_store.sql.flow import Embed, Label
 from langgraph_aurora_store.sql.json_values import at, is_storable
-from langgraph_aurora_store.sql.tables import StoreTables
-from langgraph_aurora_store.sql.vector_values import vector_value
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.validation import brief
-
-if TYPE_CHECKING:
-    from pgvector import HalfVector, Vector
 
 
 class Text(NamedTuple):
@@ -91,26 +86,6 @@ def request(documents: Sequence[Text], queries: Sequence[str]) -> Embed:
     return Embed(tuple(first), tuple(dict.fromkeys(queries)), tuple(first.values()))
 
 
-def checked(asked: Embed, reply: Vectors, index: IndexSettings) -> Embedded:
-    """The model's answer as values for the database, by text.
-
-    Raises:
-        EmbeddingResponseError: for vectors of the wrong count, length or content.
-    """
-    names = [f"the text of {at(*label)}" for label in asked.labels]
-    return Embedded(
-        documents=_by_text(asked.documents, reply.documents, names, index),
-        queries=_by_text(asked.queries, reply.queries, ["the query"] * len(asked.queries), index),
-    )
-
-
-class Embedded(NamedTuple):
-    """Vectors ready for the database, by the text they stand for."""
-
-    documents: dict[str, Vector | HalfVector]
-    queries: dict[str, Vector | HalfVector]
-
-
 def _named(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     texts = get_text_at_path(value, _tokens(path))
     for position, text in enumerate(texts):
@@ -120,37 +95,3 @@ def _named(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 @lru_cache(maxsize=1024)
 def _tokens(path: str) -> str | list[str]:
     return path if path == "$" else tokenize_path(path)
-
-
-def _by_text(
-    texts: Sequence[str],
-    vectors: Sequence[Sequence[float]],
-    names: Sequence[str],
-    index: IndexSettings,
-) -> dict[str, Vector | HalfVector]:
-    if len(vectors) != len(texts):
-        raise EmbeddingResponseError(
-            f"the embedding model returned {len(vectors)} vectors for {len(texts)} texts"
-        )
-    return {
-        text: _vector(vector, name, index)
-        for text, vector, name in zip(texts, vectors, names, strict=True)
-    }
-
-
-def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector | HalfVector:
-    numbers = values.tolist() if hasattr(values, "tolist") else list(values)
-    if len(numbers) != index.dims:
-        raise EmbeddingResponseError(
-            f"the embedding of {name} has {len(numbers)} dimensions; the index holds {index.dims}"
-        )
-    try:
-        vector = vector_value(numbers, index.vector_type)
-    except (TypeError, OverflowError) as exc:
-        raise EmbeddingResponseError(
-            f"the embedding of {name} holds what is no number within {index.vector_type}'s range"
-        ) from exc
-    # A sum of so few numbers of their size is finite exactly when each of them is.
-    if not math.isfinite(sum(vector.to_list())):
-        raise EmbeddingResponseError(f"the embedding of {name} holds NaN or infinity")
-    return vector

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.search import FoundRow, Search
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.sql.vector_search_sql import adaptive_search, exact, planner_settings
 
 if TYPE_CHECKING:

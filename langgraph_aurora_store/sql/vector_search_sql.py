@@ -15,7 +15,7 @@ from langgraph_aurora_store.config import EF_CONSTRUCTION
 from langgraph_aurora_store.sql.conditions import ALIVE, NEEDS_REFRESH, below, exactly, under
 from langgraph_aurora_store.sql.filters import by_condition
 from langgraph_aurora_store.sql.flow import Statement
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 # A scan under relaxed_order meets items nearly in order. They are sorted a chunk at a time and
 # pages are cut from that, so that no item is on two pages or on none, whatever the page's size;

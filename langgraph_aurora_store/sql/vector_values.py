@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pgvector import HalfVector, Vector
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from langgraph_aurora_store.config import IndexSettings
+from langgraph_aurora_store.errors import EmbeddingResponseError
+from langgraph_aurora_store.sql.flow import Embed, Vectors
+from langgraph_aurora_store.sql.json_values import at
+
+if TYPE_CHECKING:
+    from pgvector import HalfVector, Vector
 
 
 @cache
@@ -42,3 +52,57 @@ def vector_value(numbers: Sequence[float], vector_type: str) -> Vector | HalfVec
     except struct.error as exc:
         raise TypeError(*exc.args) from None
     return halfvec(list(numbers))
+
+
+def checked(asked: Embed, reply: Vectors, index: IndexSettings) -> Embedded:
+    """The model's answer as values for the database, by text.
+
+    Raises:
+        EmbeddingResponseError: for vectors of the wrong count, length or content.
+    """
+    names = [f"the text of {at(*label)}" for label in asked.labels]
+    return Embedded(
+        documents=_by_text(asked.documents, reply.documents, names, index),
+        queries=_by_text(asked.queries, reply.queries, ["the query"] * len(asked.queries), index),
+    )
+
+
+class Embedded(NamedTuple):
+    """Vectors ready for the database, by the text they stand for."""
+
+    documents: dict[str, Vector | HalfVector]
+    queries: dict[str, Vector | HalfVector]
+
+
+def _by_text(
+    texts: Sequence[str],
+    vectors: Sequence[Sequence[float]],
+    names: Sequence[str],
+    index: IndexSettings,
+) -> dict[str, Vector | HalfVector]:
+    if len(vectors) != len(texts):
+        raise EmbeddingResponseError(
+            f"the embedding model returned {len(vectors)} vectors for {len(texts)} texts"
+        )
+    return {
+        text: _vector(vector, name, index)
+        for text, vector, name in zip(texts, vectors, names, strict=True)
+    }
+
+
+def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector | HalfVector:
+    numbers = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(numbers) != index.dims:
+        raise EmbeddingResponseError(
+            f"the embedding of {name} has {len(numbers)} dimensions; the index holds {index.dims}"
+        )
+    try:
+        vector = vector_value(numbers, index.vector_type)
+    except (TypeError, OverflowError) as exc:
+        raise EmbeddingResponseError(
+            f"the embedding of {name} holds what is no number within {index.vector_type}'s range"
+        ) from exc
+    # A sum of so few numbers of their size is finite exactly when each of them is.
+    if not math.isfinite(sum(vector.to_list())):
+        raise EmbeddingResponseError(f"the embedding of {name} holds NaN or infinity")
+    return vector

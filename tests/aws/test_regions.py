@@ -7,7 +7,7 @@ from typing import Any
 import botocore
 import pytest
 
-from langgraph_aurora_store.aws.regions import PARTITIONS, partition_of
+from langgraph_aurora_store.aws.partitions import PARTITIONS, partition_of
 
 PARTITIONS_OF_BOTOCORE: list[dict[str, Any]] = json.loads(
     (Path(botocore.__file__).parent / "data" / "partitions.json").read_text()

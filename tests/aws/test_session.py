@@ -16,7 +16,7 @@ from botocore.credentials import RefreshableCredentials
 
 from langgraph_aurora_store.aws.session import AwsSession
 from langgraph_aurora_store.aws.single_flight import wait_at_most
-from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
+from langgraph_aurora_store.connect.cluster_lookup import Cluster, Endpoint
 from langgraph_aurora_store.connect.credentials import IamCredentials, SecretsManagerCredentials
 from langgraph_aurora_store.embeddings import BedrockEmbeddings
 from langgraph_aurora_store.errors import (

@@ -14,7 +14,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import Connection
 
 from langgraph_aurora_store import AsyncAuroraSaver, AuroraSaver
-from langgraph_aurora_store.checkpoint import pruning
+from langgraph_aurora_store.checkpoint import deletion as pruning
 from langgraph_aurora_store.errors import ConfigurationError
 from tests.support.database import Database
 from tests.support.parent_comparison import traffic

@@ -19,8 +19,8 @@ from botocore.credentials import DeferredRefreshableCredentials
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.cluster_lookup import Cluster, Endpoint
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.credentials import PasswordCredentials
 from langgraph_aurora_store.errors import (
     ClusterAccessDeniedError,
@@ -539,7 +539,7 @@ def test_making_a_connector_opens_no_socket_and_imports_no_sdk() -> None:
     """Safe at import time, in a Lambda module and before a fork."""
     code = """
 import socket, sys
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 def refuse(*args, **kwargs): raise AssertionError("a socket was opened")

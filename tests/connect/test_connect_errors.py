@@ -16,7 +16,7 @@ import psycopg_pool
 import pytest
 
 from langgraph_aurora_store.connect.connect_errors import Target, is_transient, translate
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory, connection_factory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory, connection_factory
 from langgraph_aurora_store.connect.credentials import (
     PasswordCredentials,
 )

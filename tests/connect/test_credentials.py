@@ -23,8 +23,8 @@ from moto import mock_aws
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
 from langgraph_aurora_store.aws.session import default_session
-from langgraph_aurora_store.connect.cluster import Endpoint
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.cluster_lookup import Endpoint
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.credentials import (
     IamCredentials,
     Login,

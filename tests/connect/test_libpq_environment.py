@@ -8,7 +8,7 @@ import psycopg.pq
 import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.credentials import PasswordCredentials
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.local import LocalAurora

@@ -28,7 +28,7 @@ from psycopg_pool.sched import Scheduler
 from psycopg_pool.sched_async import AsyncScheduler
 
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.credentials import (
     IamCredentials,
     PasswordCredentials,

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool
 from langgraph_aurora_store.connect.pool_health import PoolHealth

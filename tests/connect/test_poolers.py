@@ -13,7 +13,7 @@ import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
 from langgraph_aurora_store.connect.connection import AuroraConnection
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.credentials import PasswordCredentials
 from langgraph_aurora_store.connect.pool_health import PoolHealth
 from langgraph_aurora_store.connect.pool_settings import PoolSettings

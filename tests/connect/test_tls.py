@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from langgraph_aurora_store.connect.connect_errors import Target, translate
-from langgraph_aurora_store.connect.conninfo import connection_factory
+from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.credentials import PasswordCredentials
 from langgraph_aurora_store.connect.tls import BUNDLED, InsecureTlsWarning, Tls, verify
 from langgraph_aurora_store.errors import CertificateError, ConfigurationError

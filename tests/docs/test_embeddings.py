@@ -9,7 +9,7 @@ import pytest
 from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
 from langgraph_aurora_store.embeddings.formats import WIRE_FORMATS
 from langgraph_aurora_store.embeddings.models import MODELS, Model
-from langgraph_aurora_store.embeddings.requests import CHARS_PER_TOKEN
+from langgraph_aurora_store.embeddings.text_lengths import CHARS_PER_TOKEN
 
 PAGE = (Path(__file__).parents[2] / "docs" / "embeddings.md").read_text(encoding="utf-8")
 

@@ -22,7 +22,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.auth import Keys, TokenScope, reason_to_refuse
+from langgraph_aurora_store.local.tokens import Keys, TokenScope, reason_to_refuse
 from tests.support.database import Database
 
 HOSTILE = "pa?ss&=%/:@' wörd"

@@ -24,8 +24,8 @@ from langgraph_aurora_store.errors import ConfigurationError, InvalidItemError
 from langgraph_aurora_store.local import LocalAurora
 from langgraph_aurora_store.sql.batch import complete, prepare, run, split
 from langgraph_aurora_store.sql.flow import Embed, Rows, Transaction, Vectors
-from langgraph_aurora_store.sql.namespaces import count_under
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.namespace_operations import count_under
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
 from tests.support.flow_runner import drive
 from tests.support.sql_session import Engine, embed, made

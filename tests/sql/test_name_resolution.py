@@ -21,13 +21,13 @@ from pglast.visitors import Visitor
 
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.sql.expiry_sweep import sweep
 from langgraph_aurora_store.sql.flow import Autocommit, Flow, Statement, Step, Transaction
-from langgraph_aurora_store.sql.namespaces import count_under, delete_under
-from langgraph_aurora_store.sql.schema.ddl import ddl
+from langgraph_aurora_store.sql.namespace_operations import count_under, delete_under
+from langgraph_aurora_store.sql.schema.admin_script import ddl
 from langgraph_aurora_store.sql.schema.introspection import inspect
 from langgraph_aurora_store.sql.schema.setup import lock_holder, setup
-from langgraph_aurora_store.sql.tables import StoreTables
-from langgraph_aurora_store.sql.ttl import sweep
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.sql_session import DIMS, Engine, embed, made
 

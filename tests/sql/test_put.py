@@ -42,8 +42,8 @@ from langgraph_aurora_store.execution import pgvector_types
 from langgraph_aurora_store.local import LocalAurora
 from langgraph_aurora_store.sql.batch import run
 from langgraph_aurora_store.sql.flow import Embed, Rows, Transaction, Vectors
-from langgraph_aurora_store.sql.namespaces import count_under, delete_under
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.namespace_operations import count_under, delete_under
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.sql_session import DIMS, INDEX, Engine, connected, embed, made
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from langgraph_aurora_store.sql.expiry_sweep import sweep
 from langgraph_aurora_store.sql.flow import Transaction
 from langgraph_aurora_store.sql.schema.setup import setup
-from langgraph_aurora_store.sql.tables import StoreTables
-from langgraph_aurora_store.sql.ttl import sweep
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.relations import WITH_VECTORS, connect
 

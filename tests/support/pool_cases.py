@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import psycopg_pool
 import pytest
 
-from langgraph_aurora_store.connect.cluster import Endpoint
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory, connection_factory
+from langgraph_aurora_store.connect.cluster_lookup import Endpoint
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory, connection_factory
 from langgraph_aurora_store.connect.credentials import Credentials, Login
 from langgraph_aurora_store.connect.pool import AsyncAuroraPool, AuroraPool
 from langgraph_aurora_store.connect.pool_settings import PoolSettings

@@ -9,7 +9,7 @@ from langgraph.store.postgres import PostgresStore
 from langgraph.store.postgres.base import PostgresIndexConfig
 
 from langgraph_aurora_store.config import IndexSettings
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 THREE = IndexSettings(dims=3)
 WITH_VECTORS = StoreTables(index=THREE)

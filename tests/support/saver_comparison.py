@@ -15,7 +15,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from langgraph_aurora_store import AsyncAuroraSaver, AuroraSaver
-from langgraph_aurora_store.checkpoint.pruning import first_id_at
+from langgraph_aurora_store.checkpoint.deletion import first_id_at
 from tests.support.database import Database
 from tests.support.parent_comparison import Side
 

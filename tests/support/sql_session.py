@@ -19,7 +19,7 @@ from langgraph_aurora_store.local import LocalAurora
 from langgraph_aurora_store.sql.batch import run
 from langgraph_aurora_store.sql.flow import Embed, Step, Transaction
 from langgraph_aurora_store.sql.schema.setup import setup
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
 from tests.support.flow_runner import drive
 

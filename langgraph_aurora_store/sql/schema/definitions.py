@@ -23,7 +23,7 @@ from langgraph_aurora_store.sql.schema.introspection import (
     VECTORS,
     DatabaseState,
 )
-from langgraph_aurora_store.sql.tables import EXTRA_COLUMNS, WRITE_MARKS
+from langgraph_aurora_store.sql.store_tables import EXTRA_COLUMNS, WRITE_MARKS
 
 EMBEDDING_INDEX = "store_vectors_embedding_idx"
 

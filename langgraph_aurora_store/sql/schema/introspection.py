@@ -10,7 +10,7 @@ from typing import NamedTuple
 from psycopg import sql
 
 from langgraph_aurora_store.sql.flow import Flow, Row, Rows, Statement, Transaction
-from langgraph_aurora_store.sql.tables import WRITE_MARKS, StoreTables
+from langgraph_aurora_store.sql.store_tables import WRITE_MARKS, StoreTables
 
 STORE = "store"
 VECTORS = "store_vectors"

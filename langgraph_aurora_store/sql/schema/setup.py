@@ -28,7 +28,7 @@ from langgraph_aurora_store.sql.flow import Autocommit, Flow, Sleep, Statement, 
 from langgraph_aurora_store.sql.schema.definitions import as_text, fewest_vectors
 from langgraph_aurora_store.sql.schema.diff import SchemaDiff, inspect_diff
 from langgraph_aurora_store.sql.schema.introspection import VECTORS, DatabaseState
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.validation import brief
 
 T = TypeVar("T")

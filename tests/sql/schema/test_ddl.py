@@ -9,10 +9,10 @@ import pytest
 
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.local.server import find_binaries
-from langgraph_aurora_store.sql.schema.ddl import ddl
-from langgraph_aurora_store.sql.schema.diff import check
+from langgraph_aurora_store.sql.schema.admin_script import ddl
+from langgraph_aurora_store.sql.schema.drift import check
 from langgraph_aurora_store.sql.schema.setup import setup
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.relations import (
     THREE,

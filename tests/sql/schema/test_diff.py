@@ -7,9 +7,9 @@ import pytest
 
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.errors import SchemaDriftError, SchemaError
-from langgraph_aurora_store.sql.schema.diff import check
+from langgraph_aurora_store.sql.schema.drift import check
 from langgraph_aurora_store.sql.schema.setup import setup
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.relations import connect, index_definition, parent, relations
 

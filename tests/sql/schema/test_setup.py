@@ -11,9 +11,9 @@ from psycopg import errors, sql
 from langgraph_aurora_store.config import IndexSettings
 from langgraph_aurora_store.errors import SchemaError, SchemaMissingError
 from langgraph_aurora_store.sql.flow import Transaction
-from langgraph_aurora_store.sql.schema.diff import check
+from langgraph_aurora_store.sql.schema.drift import check
 from langgraph_aurora_store.sql.schema.setup import setup
-from langgraph_aurora_store.sql.tables import EXTRA_COLUMNS, StoreTables
+from langgraph_aurora_store.sql.store_tables import EXTRA_COLUMNS, StoreTables
 from tests.support.flow_runner import drive
 from tests.support.relations import (
     PARENT_INDEX,

@@ -13,9 +13,9 @@ from psycopg import errors
 from langgraph_aurora_store.errors import SchemaError
 from langgraph_aurora_store.sql.flow import Autocommit, Sleep, Transaction
 from langgraph_aurora_store.sql.schema.definitions import as_text
-from langgraph_aurora_store.sql.schema.diff import check
+from langgraph_aurora_store.sql.schema.drift import check
 from langgraph_aurora_store.sql.schema.setup import setup
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.relations import (
     THREE,

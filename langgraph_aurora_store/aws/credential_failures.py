@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from langgraph_aurora_store.aws.errors import is_passing
+from langgraph_aurora_store.aws.error_codes import is_passing
 from langgraph_aurora_store.errors import CredentialsError
 
 if TYPE_CHECKING:

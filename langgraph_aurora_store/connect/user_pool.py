@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from langgraph_aurora_store.connect.cancellation import finish_uninterrupted
+from langgraph_aurora_store.connect.cancel_safety import finish_uninterrupted
 from langgraph_aurora_store.connect.connection import has_pending_input
 
 

@@ -1,4 +1,4 @@
-"""The numbers that connections mark their writes with; `sql.write_marks` says why."""
+"""The numbers that connections mark their writes with; `sql.commit_marks` says why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psycopg
 from psycopg import BaseConnection
 
 from langgraph_aurora_store.sql.flow import Autocommit, Marking, Rows, Statement, Transaction
-from langgraph_aurora_store.sql.tables import WRITE_MARKS
+from langgraph_aurora_store.sql.store_tables import WRITE_MARKS
 
 # Writers have 63 bits, so that no two connections share one; the highest is set, so that all are
 # sent as the same type and share a prepared statement.

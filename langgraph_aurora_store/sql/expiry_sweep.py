@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.schema.introspection import STORE, regclass_name
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 # One key space of PostgreSQL's advisory locks takes a class and an object: the class is this
 # store's, the object is the table's OID, so each database and schema has a lock of its own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
-from langgraph_aurora_store.aws.regions import PARTITIONS
+from langgraph_aurora_store.aws.partitions import PARTITIONS
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.validation import (
     IDENTIFIER_RULE,

@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from langgraph_aurora_store.aws.credential_sources import Session
-from langgraph_aurora_store.aws.errors import (
+from langgraph_aurora_store.aws.credential_failures import Session
+from langgraph_aurora_store.aws.error_codes import (
     DENIED,
     REFUSED_CREDENTIALS,
     code_and_status,
     is_passing,
     is_passing_answer,
 )
-from langgraph_aurora_store.aws.logging import redact_sdk_logs
-from langgraph_aurora_store.aws.regions import partition_of
+from langgraph_aurora_store.aws.partitions import partition_of
+from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
 from langgraph_aurora_store.aws.single_flight import SingleFlight
-from langgraph_aurora_store.connect.endpoint_names import (
+from langgraph_aurora_store.connect.cluster_names import (
     ClusterName,
     EndpointName,
     Kind,

@@ -25,7 +25,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from langgraph_aurora_store.sql.flow import Marking
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 # A number is the client's time in nanoseconds. A retry takes seconds; clocks may differ by days.
 _KEPT_NS = 7 * 24 * 3600 * 10**9

@@ -17,7 +17,7 @@ from langgraph_aurora_store.sql.schema.definitions import (
     records,
 )
 from langgraph_aurora_store.sql.schema.introspection import STORE, VERSIONS, regclass_name
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 HEADER = """\
 -- The tables of langgraph-aurora-store. Run it with psql, as the role that shall own them:

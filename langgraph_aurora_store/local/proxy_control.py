@@ -18,7 +18,7 @@ from weakref import WeakSet
 from typing_extensions import override
 
 from langgraph_aurora_store.errors import AuroraStoreError, ConfigurationError
-from langgraph_aurora_store.local.proxy_process import LinkControls, Paths
+from langgraph_aurora_store.local.proxy_server import LinkControls, Paths
 
 Answerer: TypeAlias = Callable[[Mapping[str, object]], Mapping[str, object]]
 
@@ -32,7 +32,7 @@ import sys, types
 package = types.ModuleType("langgraph_aurora_store")
 package.__path__ = [sys.argv.pop(1)]
 sys.modules[package.__name__] = package
-from langgraph_aurora_store.local.proxy_process import main
+from langgraph_aurora_store.local.proxy_server import main
 main()
 """
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from langgraph_aurora_store import config
-from langgraph_aurora_store.aws.credential_sources import Session
+from langgraph_aurora_store.aws.credential_failures import Session
 from langgraph_aurora_store.aws.session import AwsSession
-from langgraph_aurora_store.connect.cluster import Cluster, Endpoint
+from langgraph_aurora_store.connect.cluster_lookup import Cluster, Endpoint
 from langgraph_aurora_store.connect.connect_errors import Target
 from langgraph_aurora_store.connect.credentials import (
     Credentials,
@@ -35,6 +35,11 @@ from langgraph_aurora_store.connect.credentials import (
     PasswordCredentials,
     Secret,
     SecretsManagerCredentials,
+)
+from langgraph_aurora_store.connect.environment import (
+    NO_DEFAULTS,
+    ConnectDefaults,
+    connect_defaults,
 )
 from langgraph_aurora_store.connect.libpq_environment import libpq_parameters
 from langgraph_aurora_store.connect.tls import Tls, verify
@@ -67,7 +72,7 @@ class ConnectionFactory(NamedTuple):
     port: int | None = None
     environ: Mapping[str, str] | None = None  # the process's own by default
     default_cluster: Cluster | None = None
-    defaults: config.ConnectDefaults = config.NO_DEFAULTS
+    defaults: ConnectDefaults = NO_DEFAULTS
     pooler: bool | None = None
 
     @property
@@ -230,9 +235,9 @@ def connection_factory(
 
 def _read_environment(
     environ: Mapping[str, str] | None, given: Sequence[str | None]
-) -> config.ConnectDefaults:
+) -> ConnectDefaults:
     """What the environment says, checked where no parameter is given in the variable's place."""
-    defaults = config.connect_defaults(environ)
+    defaults = connect_defaults(environ)
     found = {
         "AURORA_CLUSTER": defaults.cluster,
         "AURORA_USER": defaults.user,

@@ -16,19 +16,13 @@ from langgraph.store.base import (
 )
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.conditions import (
-    ALIVE,
-    MOST,
-    Namespace,
-    paged,
-    prefix_of,
-    span_of,
-    under,
-)
+from langgraph_aurora_store.sql.addresses import Namespace, prefix_of
+from langgraph_aurora_store.sql.commit_marks import counting_mark, marking
+from langgraph_aurora_store.sql.conditions import ALIVE, span_of, under
 from langgraph_aurora_store.sql.filters import compile_filter
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
-from langgraph_aurora_store.sql.tables import StoreTables
-from langgraph_aurora_store.sql.write_marks import counting_mark, marking
+from langgraph_aurora_store.sql.pages import MOST, paged
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.validation import brief
 
 # Beyond this many namespaces, reading every row once is cheaper than one index probe for each.

@@ -6,7 +6,7 @@ import logging
 
 from langgraph_aurora_store.sql.coverage import Coverage
 from langgraph_aurora_store.sql.schema.introspection import DatabaseState
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.store_tables import StoreTables
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.engine")

@@ -30,13 +30,13 @@ from langgraph_aurora_store.errors import (
     SchemaError,
     SchemaMissingError,
 )
-from langgraph_aurora_store.execution.database_warnings import warn_of_coverage, warn_of_state
 from langgraph_aurora_store.execution.pgvector_types import TypeRegistry
 from langgraph_aurora_store.execution.retry import RetrySettings
+from langgraph_aurora_store.execution.schema_warnings import warn_of_coverage, warn_of_state
 from langgraph_aurora_store.sql.batch import Prepared, complete, prepare, run, split, validate
 from langgraph_aurora_store.sql.flow import Embed, Flow, Label
-from langgraph_aurora_store.sql.namespaces import count_under, delete_under
-from langgraph_aurora_store.sql.tables import StoreTables
+from langgraph_aurora_store.sql.namespace_operations import count_under, delete_under
+from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
 from langgraph_aurora_store.validation import brief, check
 
@@ -174,7 +174,7 @@ class Operations:
 
     def sweep(self) -> Flow[int]:
         """Delete expired items; the number of items deleted."""
-        from langgraph_aurora_store.sql.ttl import sweep
+        from langgraph_aurora_store.sql.expiry_sweep import sweep
 
         return (yield from self._on_tables(sweep))
 
@@ -190,7 +190,7 @@ class Operations:
 
     def ddl(self, *, role: str | None, concurrently: bool) -> str:
         """The SQL of `setup`, as a script for an administrator."""
-        from langgraph_aurora_store.sql.schema.ddl import ddl
+        from langgraph_aurora_store.sql.schema.admin_script import ddl
 
         if self._tables is None:
             raise ConfigurationError(
@@ -200,7 +200,7 @@ class Operations:
 
     def ready(self) -> Flow[StoreTables]:
         """The tables, once the database was seen to hold them."""
-        from langgraph_aurora_store.sql.schema.diff import check as inspect
+        from langgraph_aurora_store.sql.schema.drift import check as inspect
 
         if ready := self._ready:  # read once: another thread may call forget()
             return ready

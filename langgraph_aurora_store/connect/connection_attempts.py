@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from langgraph_aurora_store.aws.single_flight import wait_at_most
 from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, AuroraConnection
-from langgraph_aurora_store.connect.conninfo import ConnectionFactory
+from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.connect.pool_health import PoolHealth
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
 from langgraph_aurora_store.errors import AuthenticationError
