@@ -31,6 +31,17 @@ def in_schema(statement: str, schema: str | None) -> str:
     return _TABLE.sub(rf"\1\2{place}.\3", statement)
 
 
+# What the parent's statements call by bare names, and the operators of jsonb that they give a text
+# without a type to: either could be an object of another role on the search path.
+_FUNCTION = re.compile(r"\b(array_agg|convert_to|jsonb_each|jsonb_each_text)\(")
+_KEY = re.compile(r"(->>?|\?) ('[^']*')")
+
+
+def _qualified(statement: str) -> str:
+    """A statement of the parent's in whose names nothing but pg_catalog takes part."""
+    return _KEY.sub(r"\1 \2::text", _FUNCTION.sub(r"pg_catalog.\1(", statement))
+
+
 # The columns of `SELECT`, in order.
 COLUMNS = (
     "thread_id",
@@ -42,12 +53,12 @@ COLUMNS = (
     "channel_values",
     "pending_writes",
 )
-SELECT = SELECT_SQL
+SELECT = _qualified(SELECT_SQL)
 SELECT_ONE = SELECT + "WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 SELECT_LATEST = (
     SELECT + "WHERE thread_id = %s AND checkpoint_ns = %s ORDER BY checkpoint_id DESC LIMIT 1"
 )
-SELECT_SENDS = SELECT_PENDING_SENDS_SQL
+SELECT_SENDS = _qualified(SELECT_PENDING_SENDS_SQL)
 
 # One id may be in several threads and namespaces: copy_thread keeps it.
 ORDER = " ORDER BY checkpoint_id DESC, thread_id DESC, checkpoint_ns DESC LIMIT %s"
@@ -91,7 +102,7 @@ PUT_WITH_BLOBS_IF_FREE = f"""
 WITH {_FREE}, blobs AS ({_PUT_BLOBS.format(free=_IF_FREE)}) {_PUT.format(free=_IF_FREE)}
 """
 # Held to the end of the transaction: of two runs, the second sees what the first one has stored.
-LOCK_THREAD = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
+LOCK_THREAD = "SELECT pg_catalog.pg_advisory_xact_lock(%s, pg_catalog.hashtext(%s))"
 LOCK_CLASS = 0x6C676370
 
 PUT_WRITES = """
@@ -165,7 +176,7 @@ WITH doomed AS MATERIALIZED (
     ORDER BY checkpoint_id
     LIMIT %(batch)s
 ), {_DELETE_DOOMED}
-SELECT count(*), array_agg(DISTINCT thread_id) FROM doomed
+SELECT pg_catalog.count(*), pg_catalog.array_agg(DISTINCT thread_id) FROM doomed
 """
 
 # A blob that no checkpoint refers to cannot be read. A checkpoint and its blobs come by one
@@ -173,7 +184,10 @@ SELECT count(*), array_agg(DISTINCT thread_id) FROM doomed
 DELETE_UNUSED_BLOBS = """
 WITH used AS MATERIALIZED (
     SELECT DISTINCT c.thread_id, c.checkpoint_ns, v.key, v.value
-    FROM checkpoints c CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    FROM checkpoints c
+    CROSS JOIN LATERAL pg_catalog.jsonb_each_text(
+        c.checkpoint -> 'channel_versions'::text
+    ) AS v
     WHERE c.thread_id = ANY(%(threads)s) AND v.value IS NOT NULL
 ), unused AS MATERIALIZED (
     SELECT ctid FROM checkpoint_blobs
@@ -185,7 +199,7 @@ WITH used AS MATERIALIZED (
 DELETE FROM checkpoint_blobs WHERE ctid = ANY (ARRAY (SELECT ctid FROM unused))
 """
 
-_DELTA_THREADS = PRUNE_DELTA_THREADS_SQL.replace("%s", "%(threads)s")
+_DELTA_THREADS = _qualified(PRUNE_DELTA_THREADS_SQL).replace("%s", "%(threads)s")
 DELTA_THREADS = f"SELECT thread_id FROM ({_DELTA_THREADS}) AS delta ORDER BY thread_id"
 
 # As the parent's `_keep_latest` decides, for any number of threads and of checkpoints to keep. All
@@ -196,7 +210,7 @@ PRUNE = f"""
 WITH delta AS MATERIALIZED ({_DELTA_THREADS}
 ), ranked AS MATERIALIZED (
     SELECT thread_id, checkpoint_ns, checkpoint_id,
-           row_number() OVER (
+           pg_catalog.row_number() OVER (
                PARTITION BY thread_id, checkpoint_ns ORDER BY checkpoint_id DESC
            ) AS place
     FROM checkpoints
@@ -214,7 +228,7 @@ WITH delta AS MATERIALIZED ({_DELTA_THREADS}
         SELECT c.parent_checkpoint_id FROM checkpoints c
         WHERE c.thread_id = k.thread_id AND c.checkpoint_ns = k.checkpoint_ns
         AND c.checkpoint_id = k.checkpoint_id
-        AND (c.checkpoint ->> 'v')::int < 4 AND c.parent_checkpoint_id IS NOT NULL
+        AND (c.checkpoint ->> 'v'::text)::int < 4 AND c.parent_checkpoint_id IS NOT NULL
         LIMIT 1
     ) AS c
     WHERE EXISTS (
@@ -226,12 +240,12 @@ WITH delta AS MATERIALIZED ({_DELTA_THREADS}
     SELECT r.thread_id, r.checkpoint_ns
     FROM ranked r
     CROSS JOIN LATERAL (
-        SELECT c.metadata -> 'parents' ->> '' AS id FROM checkpoints c
+        SELECT c.metadata -> 'parents'::text ->> ''::text AS id FROM checkpoints c
         WHERE c.thread_id = r.thread_id AND c.checkpoint_ns = r.checkpoint_ns
         AND c.checkpoint_id = r.checkpoint_id
         LIMIT 1
     ) AS root
-    WHERE r.place = 1 AND strpos(r.checkpoint_ns, ':') > 0
+    WHERE r.place = 1 AND pg_catalog.strpos(r.checkpoint_ns, ':') > 0
     AND EXISTS (
         SELECT FROM checkpoints c
         WHERE c.thread_id = r.thread_id AND c.checkpoint_ns = '' AND c.checkpoint_id = root.id
@@ -256,7 +270,8 @@ WITH delta AS MATERIALIZED ({_DELTA_THREADS}
     WHERE checkpoint_writes.thread_id = call.thread_id
     AND checkpoint_writes.checkpoint_ns = call.checkpoint_ns
 ), {_DELETE_DOOMED}
-SELECT (SELECT count(*) FROM doomed), ARRAY (SELECT thread_id FROM delta ORDER BY thread_id)
+SELECT (SELECT pg_catalog.count(*) FROM doomed),
+       ARRAY (SELECT thread_id FROM delta ORDER BY thread_id)
 """
 
 # LangGraph's ids of checkpoints, whose texts are in the order of their times.
@@ -293,5 +308,5 @@ DELETE_IDLE_THREADS_AFTER = f"""{_THREADS}
 ), heads AS (
     DELETE FROM checkpoints USING idle WHERE thread_id = idle.id
 )
-SELECT max(id), (SELECT count(*) FROM idle) FROM page
+SELECT pg_catalog.max(id), (SELECT pg_catalog.count(*) FROM idle) FROM page
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import pglast
@@ -30,6 +29,7 @@ from langgraph_aurora_store.sql.schema.setup import lock_holder, setup
 from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
 from tests.support.sql_session import DIMS, Engine, embed, made
+from tests.support.traps import TYPES, traps_set
 
 FILTERS: list[dict[str, Any]] = [
     {"text": "tea"},
@@ -41,18 +41,6 @@ FILTERS: list[dict[str, Any]] = [
     {"meta": {"k": {"$not": {"$gt": 3}}}},
     {"$or": [{"n": 1}, {"$and": [{"n": 2}, {"$not": {"n": 3}}]}]},
 ]
-TYPES = (
-    *("text", "varchar", "name", '"char"', "bool", "jsonb", "json", "bytea", "uuid"),
-    *("int2", "int4", "int8", "float4", "float8", "numeric", "oid", "regclass"),
-    *("timestamptz", "timestamp", "interval", "tstzrange", "text[]", "jsonb[]", "int4[]", "tid"),
-    *("vector", "halfvec"),
-)
-OPERATORS = (
-    *("=", "<>", "<", "<=", ">", ">=", "+", "-", "*", "/", "||", "~", "@>", "->", "#>>"),
-    *("~>=~", "~<~", "<=>", "<->", "<#>"),
-)
-FUNCTIONS = ("lower(tstzrange)", "upper(tstzrange)", "min(float8)", "unnest(text[])")
-FUNCTIONS += ("cardinality(text[])", "array_to_string(text[], text)", "ceil(float8)")
 
 
 @pytest.fixture(scope="module", params=["hnsw", "ivfflat", "flat"])
@@ -164,30 +152,10 @@ def test_the_script_for_administrators_qualifies_its_names() -> None:
 @pytest.fixture
 def traps(session: Engine, aurora: LocalAurora) -> Iterator[None]:
     """Operators and functions of another role in a schema of the search path, for all types."""
-    dsn = psycopg.conninfo.make_conninfo(aurora.admin_dsn_for("name_resolution"))
-    with psycopg.connect(dsn, autocommit=True) as admin:
-        admin.execute("CREATE ROLE mallory")
-        admin.execute("CREATE SCHEMA traps AUTHORIZATION mallory")
-        admin.execute("GRANT USAGE ON SCHEMA traps TO PUBLIC")
-        admin.execute("SET ROLE mallory; SET search_path = traps, public")
-        admin.execute("\n".join(trap_statements()))
+    with traps_set(aurora.admin_dsn_for("name_resolution"), types=(*TYPES, "vector", "halfvec")):
         session.sql('SET search_path = "$user", traps, public')
         yield
         session.sql("RESET search_path")
-        admin.execute("RESET ROLE; SET client_min_messages = error")
-        admin.execute("DROP SCHEMA traps CASCADE; DROP ROLE mallory")
-
-
-def trap_statements() -> Iterator[str]:
-    """What the other role runs: whoever uses one of these gets an error."""
-    body = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught in a trap'; END $$;"
-    for left, right in product(TYPES, TYPES):
-        yield f"CREATE FUNCTION trap({left}, {right}) RETURNS bool {body}"
-        for operator in OPERATORS:
-            arguments = f"LEFTARG = {left}, RIGHTARG = {right}"
-            yield f"CREATE OPERATOR {operator} (FUNCTION = trap, {arguments});"
-    for function in FUNCTIONS:
-        yield f"CREATE FUNCTION {function} RETURNS float8 {body}"
 
 
 def test_an_operator_of_another_role_is_never_called(session: Engine, traps: None) -> None:
