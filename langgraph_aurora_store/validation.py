@@ -19,6 +19,8 @@ _REGION = r"[a-z]{2,}(?:-[a-z]+)+-\d{1,2}"
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 200
 _brief.maxtuple = 20
+# Of what is made of many parts. A line of a log names ten writes at most.
+_LONGEST_SHOWN = 500
 
 
 class _Wanted(NamedTuple):
@@ -188,7 +190,7 @@ def within(name: str, value: object, low: float, high: float, *, whole: bool = T
     # Comparisons are false for NaN.
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         words = "whole number" if whole else "number"
-        raise ConfigurationError(f"{name} is a {words} from {low} to {high}, not {value!r}")
+        raise ConfigurationError(f"{name} is a {words} from {low} to {high}, not {brief(value)}")
     return value
 
 
@@ -210,4 +212,5 @@ def _shown(value: object, wanted: _Wanted) -> str:
 
 def brief(value: object) -> str:
     """A value as messages show it, with what is too long to read left out."""
-    return _brief.repr(value)
+    text = _brief.repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

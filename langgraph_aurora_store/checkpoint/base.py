@@ -27,6 +27,7 @@ from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.store_flows import Operations
 from langgraph_aurora_store.sql.flow import Flow, Statement
 from langgraph_aurora_store.sql.store_tables import StoreTables
+from langgraph_aurora_store.validation import brief
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.aws.credential_failures import Session
@@ -256,7 +257,7 @@ def refuses_runs(concurrent_runs: object) -> bool:
     """
     if concurrent_runs not in get_args(ConcurrentRuns):
         raise ConfigurationError(
-            f"concurrent_runs={concurrent_runs!r} is wrong: pass 'allow' or 'refuse'"
+            f"concurrent_runs={brief(concurrent_runs)} is wrong: pass 'allow' or 'refuse'"
         )
     return concurrent_runs == "refuse"
 

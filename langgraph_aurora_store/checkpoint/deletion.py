@@ -13,7 +13,7 @@ from langgraph_aurora_store.checkpoint import statements
 from langgraph_aurora_store.checkpoint.statements import in_schema
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
-from langgraph_aurora_store.validation import within
+from langgraph_aurora_store.validation import brief, within
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def prune(
     if isinstance(thread_ids, str):
         raise TypeError("thread_ids must be a sequence of thread IDs, not a str")
     if strategy not in STRATEGIES:
-        raise ValueError(f"Unknown prune strategy: {strategy!r}")
+        raise ValueError(f"Unknown prune strategy: {brief(strategy)}")
     if strategy == "delete":
         yield from _delete(thread_ids, keep_last, older_than, schema)
         return

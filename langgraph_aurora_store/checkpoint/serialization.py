@@ -25,6 +25,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from langgraph_aurora_store.errors import InvalidCheckpointError
+from langgraph_aurora_store.validation import brief
 
 # From about so many bytes on, serialising takes longer than the way to a thread and back.
 LARGE = 32_768
@@ -158,7 +159,7 @@ def _inlined(channel: str, value: Any, serde: SerializerProtocol) -> Any:
     """A value without a version, for which no blob can be found, as the parent keeps it."""
     if not _is_plain(serde):
         raise InvalidCheckpointError(
-            f"channel {channel!r} has no version, so its value would bypass the serializer"
+            f"channel {brief(channel)} has no version, so its value would bypass the serializer"
             f" {type(serde).__name__}; give it one in channel_versions"
         )
     is_text = isinstance(value, str)
@@ -166,8 +167,8 @@ def _inlined(channel: str, value: Any, serde: SerializerProtocol) -> Any:
         isinstance(value, float) and not math.isfinite(value)
     ):
         raise InvalidCheckpointError(
-            f"channel {channel!r} has no version, so its value is kept as JSON, which holds neither"
-            " NUL characters, halves of surrogate pairs, NaN nor infinities; give it one in"
+            f"channel {brief(channel)} has no version, so its value is kept as JSON, which holds"
+            " neither NUL characters, halves of surrogate pairs, NaN nor infinities; give it one in"
             " channel_versions"
         )
     return value
@@ -183,13 +184,13 @@ def _dump(channel: str, value: Any, serde: SerializerProtocol) -> tuple[str, byt
         if _is_plain(serde) and type(value) is str:
             return "json", json.dumps(value).encode()
         raise InvalidCheckpointError(
-            f"channel {channel!r} holds half of a surrogate pair, which {type(serde).__name__}"
+            f"channel {brief(channel)} holds half of a surrogate pair, which {type(serde).__name__}"
             " cannot store; decode the text with errors='replace' where it comes from"
         )
     try:
         return serde.dumps_typed(value)
     except Exception as error:
-        error.add_note(f"while serializing channel {channel!r}")
+        error.add_note(f"while serializing channel {brief(channel)}")
         raise
 
 

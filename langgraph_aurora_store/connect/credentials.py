@@ -18,7 +18,7 @@ from langgraph_aurora_store.errors import (
     CredentialsError,
     IamAuthenticationDisabledError,
 )
-from langgraph_aurora_store.validation import check
+from langgraph_aurora_store.validation import brief, check
 
 # IAM tokens are accepted for 900 s: Aurora user guide, "IAM database authentication".
 TOKEN_LIFETIME_S = 900
@@ -238,7 +238,7 @@ class SecretsManagerCredentials(_HoldsSecret):
         name = secret.username or user
         if not name:
             raise ConfigurationError(
-                f"secret {self.secret_id!r} holds no 'username'; pass user= or set AURORA_USER"
+                f"secret {brief(self.secret_id)} holds no 'username'; pass user= or set AURORA_USER"
             )
         return Login(name, secret.password)
 
@@ -265,24 +265,24 @@ class SecretsManagerCredentials(_HoldsSecret):
         # Secrets Manager user guide, "Alternating users": the other user is the first one's clone.
         if user.removesuffix("_clone") != found.removesuffix("_clone"):
             raise ConfigurationError(
-                f"secret {self.secret_id!r} is the password of {found!r}, not of {user!r}; leave"
-                " user= out"
+                f"secret {brief(self.secret_id)} is the password of {found!r}, not of {user!r};"
+                " leave user= out"
             )
 
     def _find_region(self) -> str:
         region = self._region or self._aws.region(self._environ)
         if not region:
             raise ConfigurationError(
-                f"no region to read secret {self.secret_id!r} in; pass its ARN or region=, or set"
-                f" AWS_REGION ({REGION_ORDER})"
+                f"no region to read secret {brief(self.secret_id)} in; pass its ARN or region=, or"
+                f" set AWS_REGION ({REGION_ORDER})"
             )
         return region if isinstance(region, str) else region.name
 
     def _late(self, region: str) -> CredentialsError:
         failure = CredentialsError(
-            f"secret {self.secret_id!r} in region {region!r} could not be read: Secrets Manager has"
-            " not answered yet; check the region and, inside a VPC, the way out (a NAT gateway or a"
-            " VPC endpoint for secretsmanager)"
+            f"secret {brief(self.secret_id)} in region {region!r} could not be read: Secrets"
+            " Manager has not answered yet; check the region and, inside a VPC, the way out (a NAT"
+            " gateway or a VPC endpoint for secretsmanager)"
         )
         failure.is_transient = True
         return failure
@@ -311,7 +311,7 @@ class SecretsManagerCredentials(_HoldsSecret):
         is_told = isinstance(error, BotoCoreError | ClientError)
         said = str(error) if is_told else type(error).__name__
         failure = CredentialsError(
-            f"secret {self.secret_id!r} in region {region!r} could not be read: {said}; allow"
+            f"secret {brief(self.secret_id)} in region {region!r} could not be read: {said}; allow"
             " secretsmanager:GetSecretValue on it (and kms:Decrypt on its key), and check its"
             " name and region"
         )
@@ -320,7 +320,7 @@ class SecretsManagerCredentials(_HoldsSecret):
 
 
 _NOT_OF_RDS = (
-    "secret {!r} is not the JSON that RDS writes: it needs at least 'username' and 'password'"
+    "secret {} is not the JSON that RDS writes: it needs at least 'username' and 'password'"
 )
 
 
@@ -338,7 +338,7 @@ def parse_secret(secret_id: str, text: str) -> Secret:
     if not isinstance(content, dict) or not content.get("password"):
         content = None
     if content is None:
-        raise CredentialsError(_NOT_OF_RDS.format(secret_id))
+        raise CredentialsError(_NOT_OF_RDS.format(brief(secret_id)))
     port = str(content.get("port", ""))
     return Secret(
         password=str(content["password"]),

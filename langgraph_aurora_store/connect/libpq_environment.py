@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.validation import brief
 
 # A path that cannot exist: libpq then looks for no file of this kind, in no home directory.
 _NO_FILE = f"{os.devnull}/none"
@@ -50,8 +51,9 @@ def libpq_parameters(environ: Mapping[str, str]) -> dict[str, str]:
         ConfigurationError: a variable is set that no parameter overrides.
     """
     if "PGSERVICE" in environ:
+        service = brief(environ["PGSERVICE"])
         raise ConfigurationError(
-            f"the environment variable PGSERVICE is set, to {environ['PGSERVICE']!r}, and libpq"
+            f"the environment variable PGSERVICE is set, to {service}, and libpq"
             " would read a service file for each connection; unset it (from_conn_string() is for"
             " services)"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.validation import within
+from langgraph_aurora_store.validation import brief, within
 
 Profile: TypeAlias = Literal["service", "lambda"]
 
@@ -121,7 +121,7 @@ class PoolSettings:
         if profile == "service":
             return cls.service()
         raise ConfigurationError(
-            f"pool={pool!r} is unknown; pass 'service', 'lambda' or PoolSettings(...)"
+            f"pool={brief(pool)} is unknown; pass 'service', 'lambda' or PoolSettings(...)"
         )
 
     def kwargs(self) -> dict[str, int]:

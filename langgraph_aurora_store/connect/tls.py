@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os.path
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from langgraph_aurora_store.connect.environment import connect_defaults
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.validation import brief
 
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
@@ -61,11 +63,11 @@ def verify(
     default = connect_defaults(environ).sslrootcert or BUNDLED
     if mode.startswith("verify-"):
         store = str(default if sslrootcert is None else sslrootcert)
-        if store != "system" and not Path(store).is_file():
+        if store != "system" and not os.path.isfile(store):
             source = "PGSSLROOTCERT" if sslrootcert is None else "sslrootcert="
             raise ConfigurationError(
-                f"{source} names {store!r}, which is not a file; leave it out to use the bundled"
-                " Amazon RDS authorities"
+                f"{source} names {brief(store)}, which is not a file; leave it out to use the"
+                " bundled Amazon RDS authorities"
             )
         tls = Tls(mode, store)
     else:
@@ -90,5 +92,5 @@ def _checked_mode(sslmode: str) -> SslMode:
         if mode == sslmode:
             return mode  # type: ignore[no-any-return]  # get_args is not typed
     raise ConfigurationError(
-        f"sslmode={sslmode!r} is unknown; one of {', '.join(get_args(SslMode))}"
+        f"sslmode={brief(sslmode)} is unknown; one of {', '.join(get_args(SslMode))}"
     )

@@ -14,6 +14,7 @@ from langgraph_aurora_store.embeddings.models import find_model, known_models
 from langgraph_aurora_store.embeddings.text_labels import text_labels
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.lazy_imports import lazy_attributes
+from langgraph_aurora_store.validation import brief
 
 if TYPE_CHECKING:
     import boto3
@@ -101,9 +102,12 @@ def _named(
     except (ImportError, ValueError) as error:
         # What LangChain adds lists every provider of its own, and how to install itself.
         reason = re.split(r"[\n;]", str(error), maxsplit=1)[0].rstrip(".")
-        raise ConfigurationError(f"embed={name!r}: {reason}. {_KNOWN}") from error
+        raise ConfigurationError(
+            f"embed={brief(name)}: {reason[:_LONGEST_REASON]}. {_KNOWN}"
+        ) from error
 
 
+_LONGEST_REASON = 200
 _KNOWN = (
     f"Built in are bedrock: {known_models('bedrock')}; openai: {known_models('openai')}. "
     "LangChain's providers need pip install langchain langchain-PROVIDER. "
@@ -115,5 +119,5 @@ def _unnamed(name: str) -> str:
     """The error for a model without its provider."""
     for provider in ("bedrock", "openai"):
         if find_model(name, provider):
-            return f"embed={name!r} names no provider; write {provider + ':' + name!r}"
-    return f"embed={name!r} is no 'provider:model'. {_KNOWN}"
+            return f"embed={brief(name)} names no provider; write {brief(provider + ':' + name)}"
+    return f"embed={brief(name)} is no 'provider:model'. {_KNOWN}"

@@ -29,7 +29,7 @@ from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.requests import Request, RequestResult
 from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
-from langgraph_aurora_store.validation import check
+from langgraph_aurora_store.validation import brief, check
 from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def check_endpoint_url(url: object) -> None:
     """Refuse anything but an address to send to."""
     if not _is_url(url):
         # A URL may hold a password.
-        shown = repr(url) if isinstance(url, str) and "@" not in url else type(url).__name__
+        shown = brief(url) if isinstance(url, str) and "@" not in url else type(url).__name__
         raise ConfigurationError(
             f"endpoint_url={shown}: pass a URL such as "
             "'https://bedrock-runtime-fips.us-east-1.amazonaws.com'"

@@ -14,6 +14,7 @@ from langgraph_aurora_store.embeddings.formats import (
     WireFormat,
 )
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.validation import brief
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,9 @@ class Model:
         if dimensions is None:
             return self
         if dimensions not in self.offers:
+            asked = brief(dimensions)
             raise ConfigurationError(
-                f"{self.id} has no vectors of {dimensions} dimensions; it offers {self.choice}"
+                f"{self.id} has no vectors of {asked} dimensions; it offers {self.choice}"
             )
         return replace(self, dimensions=dimensions)
 
@@ -180,9 +182,11 @@ def _check_given(dimensions: object, **names: object) -> None:
     for option, value in names.items():
         is_left_out = value is None and option != "model"
         if not is_left_out and not (isinstance(value, str) and value.strip()):
-            raise ConfigurationError(f"{option}={value!r}: pass its name")
+            raise ConfigurationError(f"{option}={brief(value)}: pass its name")
     if not isinstance(dimensions, int | None) or isinstance(dimensions, bool):
-        raise ConfigurationError(f"dimensions={dimensions!r}: pass a whole number, or leave it out")
+        raise ConfigurationError(
+            f"dimensions={brief(dimensions)}: pass a whole number, or leave it out"
+        )
 
 
 def known_models(provider: Provider) -> str:
@@ -204,11 +208,11 @@ def _described(name: str, provider: Provider, family: str, dimensions: int | Non
     known = WIRE_FORMATS.get(family)
     if known is None or known.provider != provider:
         raise ConfigurationError(
-            f"family={family!r} is unknown; known are {known_families(provider)}"
+            f"family={brief(family)} is unknown; known are {known_families(provider)}"
         )
     if dimensions is None or dimensions < 1:
         raise ConfigurationError(
-            f"family={family!r} says how {name} is asked; pass dimensions= as well, "
+            f"family={family!r} says how {brief(name)} is asked; pass dimensions= as well, "
             "the length of its vectors"
         )
     # Offered twice, so that a format which leaves the default out sends what the caller chose.
@@ -216,21 +220,21 @@ def _described(name: str, provider: Provider, family: str, dimensions: int | Non
 
 
 def _unknown(name: str, provider: Provider, base_model: str | None) -> str:
-    known = f"known are {known_models(provider)}"
+    known, shown = f"known are {known_models(provider)}", brief(name)
     if provider == "openai":
         return (
-            f"OpenAI model {name!r} is unknown; {known}. For another one pass OpenAIEmbeddings("
-            f"{name!r}, dimensions=…, family=…), family one of {known_families(provider)}"
+            f"OpenAI model {shown} is unknown; {known}. For another one pass OpenAIEmbeddings("
+            f"{shown}, dimensions=…, family=…), family one of {known_families(provider)}"
         )
     if base_model is not None:
-        return f"base_model={base_model!r} is unknown; {known}"
+        return f"base_model={brief(base_model)} is unknown; {known}"
     if name.startswith("arn:"):
         return (
-            f"{name} does not show which model is behind it; pass BedrockEmbeddings(arn, "
+            f"{shown} does not show which model is behind it; pass BedrockEmbeddings(arn, "
             f"base_model=…) with the model's id; {known}"
         )
     return (
-        f"Bedrock model {name!r} is unknown; {known}, also with a cross-region prefix such as us. "
-        f"or eu. For another one pass BedrockEmbeddings({name!r}, dimensions=…, family=…), family "
+        f"Bedrock model {shown} is unknown; {known}, also with a cross-region prefix such as us. "
+        f"or eu. For another one pass BedrockEmbeddings({shown}, dimensions=…, family=…), family "
         f"one of {known_families(provider)}"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from langgraph_aurora_store.embeddings.formats import Truncate
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.validation import within
+from langgraph_aurora_store.validation import brief, within
 
 MOST_CONCURRENT = 1024
 MOST_QUERIES = 1_000_000
@@ -38,4 +38,4 @@ class Options:
         within("timeout_s", self.timeout_s, SHORTEST_S, LONGEST_S, whole=False)
         within("query_cache_size", self.query_cache_size, 0, MOST_QUERIES)
         if self.truncate not in ("warn", "error"):
-            raise ConfigurationError(f'truncate={self.truncate!r}: pass "warn" or "error"')
+            raise ConfigurationError(f'truncate={brief(self.truncate)}: pass "warn" or "error"')

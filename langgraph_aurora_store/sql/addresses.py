@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from langgraph.store.base import InvalidNamespaceError
+from langgraph.store.base import InvalidNamespaceError, Op, validate_op_namespace
 
 from langgraph_aurora_store.errors import InvalidItemError
 from langgraph_aurora_store.sql.json_values import at, is_storable
 from langgraph_aurora_store.validation import brief
 
 Namespace: TypeAlias = tuple[str, ...]
+
+# Characters of a message of LangGraph's, which quotes a label and its whole namespace.
+_LONGEST_MESSAGE = 500
+
+
+def check_labels(op: Op) -> None:
+    """LangGraph's check of an operation's namespaces, its message cut to what can be read.
+
+    Raises:
+        InvalidNamespaceError: for a label that no namespace may hold.
+    """
+    try:
+        validate_op_namespace(op)
+    except InvalidNamespaceError as error:
+        said = str(error)
+        if len(said) <= _LONGEST_MESSAGE:
+            raise
+        half = _LONGEST_MESSAGE // 2
+        raise InvalidNamespaceError(f"{said[:half]}...{said[-half:]}") from None
 
 
 def prefix_of(namespace: Namespace) -> str:

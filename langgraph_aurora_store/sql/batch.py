@@ -19,11 +19,11 @@ from langgraph.store.base import (
     PutOp,
     Result,
     SearchOp,
-    validate_op_namespace,
 )
 
 from langgraph_aurora_store.sql import get, put, search
 from langgraph_aurora_store.sql import namespace_operations as namespaces
+from langgraph_aurora_store.sql.addresses import check_labels
 from langgraph_aurora_store.sql.commit_marks import marking
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.get import Address, Get
@@ -169,7 +169,7 @@ def _parse(ops: Iterable[Op], tables: StoreTables) -> Batch:
     size = 0
     for position, op in enumerate(ops):
         size += 1
-        validate_op_namespace(op)
+        check_labels(op)
         if isinstance(op, GetOp):
             gets.append(get.parse(position, op))
         elif isinstance(op, SearchOp):

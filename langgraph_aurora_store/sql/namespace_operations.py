@@ -12,11 +12,10 @@ from langgraph.store.base import (
     ListNamespacesOp,
     MatchCondition,
     SearchOp,
-    validate_op_namespace,
 )
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.sql.addresses import Namespace, prefix_of
+from langgraph_aurora_store.sql.addresses import Namespace, check_labels, prefix_of
 from langgraph_aurora_store.sql.commit_marks import counting_mark, marking
 from langgraph_aurora_store.sql.conditions import ALIVE, span_of, under
 from langgraph_aurora_store.sql.filters import compile_filter
@@ -159,7 +158,7 @@ def delete_under(prefix: Namespace, tables: StoreTables) -> Flow[int]:
 
 def _check(prefix: Namespace) -> None:
     """Refuse what no namespace is, as other operations do."""
-    validate_op_namespace(SearchOp(prefix))
+    check_labels(SearchOp(prefix))
     prefix_of(prefix)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from langgraph.store.base import GetOp, Op, PutOp, SearchOp
+from langgraph.store.base import GetOp, InvalidNamespaceError, Op, PutOp, SearchOp
 
 from langgraph_aurora_store import AsyncAuroraStore
 from langgraph_aurora_store.errors import InvalidItemError, PoolTimeoutError
@@ -123,6 +123,26 @@ async def test_long_names_are_cut_in_the_log(
         key, label = "k" * 267_000, "l" * 267_000
         with pytest.raises(Exception, match="bytes"):
             await store.batch([PutOp(("notes", label), key, {"text": "a"})])
+    (message,) = lost(caplog)
+    assert 100 < len(message) < 2_000
+
+
+@pytest.mark.parametrize(
+    "namespace",
+    [("l" * 1000,) * 300, ("l" * 267_000, "\0"), ("l" * 267_000, "a.b"), ("l" * 267_000, 5)],
+)
+async def test_so_are_namespaces(
+    kind: str, namespace: Any, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of many labels, or refused by LangGraph's own check; in the error too."""
+    async with opened(kind, database.cluster, database.name) as store:
+        await store.setup()
+        with pytest.raises((InvalidItemError, InvalidNamespaceError)) as raised:
+            await store.batch([PutOp(namespace, "k", {"text": "a"})])
+        assert len(str(raised.value)) < 1_000
+        with pytest.raises(InvalidNamespaceError) as raised:
+            await store.delete_namespace((*namespace, "\0"))
+        assert len(str(raised.value)) < 1_000
     (message,) = lost(caplog)
     assert 100 < len(message) < 2_000
 

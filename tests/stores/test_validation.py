@@ -1,6 +1,7 @@
 """What a caller passes wrongly is refused at once: as our error, with the value and the fix."""
 
 import string
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ from langgraph_aurora_store.connect.credentials import (
     SecretsManagerCredentials,
 )
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
+from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
 from langgraph_aurora_store.errors import ConfigurationError
+from langgraph_aurora_store.execution.retry import RetrySettings
 from local_services.openai_service import embed
 
 HOST = "m.cluster-c0ffee.us-east-1.rds.amazonaws.com"
 LONG = "a" * 64
+OPENAI_MODEL, BEDROCK_MODEL = "text-embedding-3-small", "amazon.titan-embed-text-v2:0"
 POOLS: dict[Any, Any] = {
     AuroraStore: ConnectionPool(open=False),
     AsyncAuroraStore: AsyncConnectionPool(open=False),
@@ -118,6 +122,69 @@ def test_a_mistake_is_refused_when_it_is_made(
     assert isinstance(caught.value, ValueError)
     assert "a-secret" not in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+TEXT = "x" * 300_000
+LONG_MISTAKES: dict[str, dict[str, Any]] = {
+    **{name: {name: TEXT} for name in ("cluster", "endpoint", "user", "database", "region")},
+    **{name: {name: TEXT} for name in ("schema", "application_name", "pool", "port", "index")},
+    **{name: {name: TEXT} for name in ("sslmode", "sslrootcert", "ttl", "retry", "read_from")},
+    **{name: {name: TEXT} for name in ("session", "credentials", "read_your_writes_s")},
+    **{name: index(**{name: TEXT}) for name in ("dims", "distance_type", "ann_index_config")},
+    **{name: index(ann_index_config={name: TEXT}) for name in ("kind", "vector_type", "m")},
+    **{name: {"ttl": {name: TEXT}} for name in ("default_ttl", "sweep_interval_minutes")},
+    "a list": {"port": [TEXT] * 30},
+    "a number": {"read_your_writes_s": 10**4000},
+    "an unknown key": {"index": {TEXT: 1}},
+    "a path": index(fields=[f"{TEXT}[x"]),
+    "a model": index(embed=TEXT),
+    "a model of OpenAI": index(embed=f"openai:{TEXT}"),
+    "a model on Bedrock": index(embed=f"bedrock:{TEXT}"),
+    "a model on Bedrock by ARN": index(embed=f"bedrock:arn:{TEXT}"),
+    "a model of a stranger": index(embed=f"{TEXT}:model"),
+}
+
+
+@pytest.mark.parametrize("mistake", LONG_MISTAKES)
+def test_a_message_quotes_no_more_than_can_be_read(mistake: str) -> None:
+    """Of a text that is far too long, wherever it is passed; its cause and its repr included."""
+    with pytest.raises(ConfigurationError) as caught:
+        AuroraStore.from_cluster(**{**KEPT, **LONG_MISTAKES[mistake]})
+    assert len(str(caught.value)) < 1500
+    assert len(repr(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PoolSettings(max_size=TEXT),  # type: ignore[arg-type]
+        lambda: RetrySettings(deadline_s=TEXT),  # type: ignore[arg-type]
+        lambda: OpenAIEmbeddings(TEXT),
+        lambda: OpenAIEmbeddings(OPENAI_MODEL, dimensions=TEXT),  # type: ignore[arg-type]
+        lambda: OpenAIEmbeddings(OPENAI_MODEL, family=TEXT),
+        lambda: OpenAIEmbeddings(OPENAI_MODEL, truncate=TEXT),  # type: ignore[arg-type]
+        lambda: BedrockEmbeddings(BEDROCK_MODEL, base_model=TEXT),
+        lambda: BedrockEmbeddings(BEDROCK_MODEL, dimensions=10**4000),
+        lambda: BedrockEmbeddings(BEDROCK_MODEL, endpoint_url=TEXT),
+        lambda: SecretsManagerCredentials(TEXT, environ={}).secret(),
+        lambda: AuroraStore.from_cluster(**KEPT).ddl(role=TEXT),
+    ],
+)
+def test_so_do_those_of_other_settings(make: Callable[[], object]) -> None:
+    """Each kind that takes a text."""
+    with pytest.raises(ConfigurationError) as caught:
+        make()
+    assert len(repr(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("variable", ["PGSSLROOTCERT", "PGSERVICE", "AURORA_USER", "PGAPPNAME"])
+def test_nor_does_a_variable_fill_a_message(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the environment."""
+    monkeypatch.setenv(variable, "x" * 60_000)
+    with pytest.raises(ConfigurationError) as caught:
+        AuroraStore.from_cluster(HOST, database="d").open(timeout_s=1)
+    assert variable in str(caught.value)
+    assert len(repr(caught.value)) < 1500
 
 
 @pytest.mark.parametrize("timeout_s", ["5", -1, True, float("nan")])
