@@ -29,6 +29,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
     idle_since: float | None = None
     target: Target | None = None
     fault: psycopg.Error | None = None
+    made_on_standby: bool = False
 
     @override
     @classmethod
@@ -49,6 +50,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
             refusal = translate(error, target, port_is_open=port_is_open)
         else:
             connection.target = target
+            connection.made_on_standby = is_on_standby(connection)
             return connection
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
@@ -60,6 +62,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
     idle_since: float | None = None
     target: Target | None = None
     fault: psycopg.Error | None = None
+    made_on_standby: bool = False
 
     @override
     @classmethod
@@ -80,6 +83,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
             refusal = translate(error, target, port_is_open=port_is_open)
         else:
             connection.target = target
+            connection.made_on_standby = is_on_standby(connection)
             return connection
         del kwargs  # a traceback printed with its locals would show the password
         raise refusal
@@ -97,6 +101,21 @@ def note_fault(connection: psycopg.BaseConnection[Any], fault: psycopg.Error) ->
     """Tell the pool that a statement failed so, when the connection is given back to it."""
     if isinstance(connection, AuroraConnection | AsyncAuroraConnection):
         connection.fault = fault
+
+
+def is_on_standby(connection: psycopg.BaseConnection[Any]) -> bool:
+    """Whether the server has reported itself a standby by now; no round trip.
+
+    PostgreSQL 14 and later report ``in_hot_standby`` with an answer, when it has changed.
+    """
+    return connection.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+
+def is_demoted(connection: psycopg.BaseConnection[Any]) -> bool:
+    """Whether a connection was made to a writer that has become a standby since."""
+    if not isinstance(connection, AuroraConnection | AsyncAuroraConnection):
+        return False
+    return not connection.made_on_standby and is_on_standby(connection)
 
 
 def serves_reads_only(connection: AnyConnection) -> bool:

@@ -14,7 +14,7 @@ from langgraph_aurora_store.connect.connection import AsyncAuroraConnection, Aur
 from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.connect.pool_health import PoolHealth
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
-from langgraph_aurora_store.errors import AuthenticationError
+from langgraph_aurora_store.errors import AuthenticationError, ConnectError
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.connect.pool")
@@ -72,6 +72,11 @@ class PooledConnection(AuroraConnection):
             kwargs: dict[str, Any] = {**settings.kwargs(), **factory.kwargs()}
         with health.unanswered_attempt():
             connection = super().connect(**kwargs)
+            try:
+                health.refuse_former_writer(connection)
+            except ConnectError:
+                connection.close()
+                raise
             if health.looks_for_pooler(connection):
                 cursor = connection.execute(_BACKEND, prepare=False)
                 health.answered(connection, *(cursor.fetchone() or (0,)))
@@ -130,6 +135,11 @@ class AsyncPooledConnection(AsyncAuroraConnection):
         kwargs: dict[str, Any] = {**settings.kwargs(), **own}
         with health.unanswered_attempt():
             connection = await super().connect(**kwargs)
+            try:
+                health.refuse_former_writer(connection)
+            except ConnectError:
+                await connection.close()
+                raise
             if health.looks_for_pooler(connection):
                 cursor = await connection.execute(_BACKEND, prepare=False)
                 health.answered(connection, *(await cursor.fetchone() or (0,)))

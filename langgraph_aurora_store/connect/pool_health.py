@@ -23,6 +23,7 @@ from langgraph_aurora_store.connect.connect_errors import (
 )
 from langgraph_aurora_store.connect.connection import AnyConnection, serves_reads_only
 from langgraph_aurora_store.connect.pool_settings import PoolSettings
+from langgraph_aurora_store.errors import ConnectError
 
 # Applications filter by the name of 0.1.0.
 logger = logging.getLogger("langgraph_aurora_store.connect.patience")
@@ -90,6 +91,7 @@ class PoolHealth:
         self._spread = spread
         self._lock = threading.Lock()
         self.connections: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
+        self._had_writer = False
         self._was_reached = False
         self._last_error: Exception | None = None
         self.last_error_begun_at = 0.0
@@ -156,6 +158,7 @@ class PoolHealth:
         """A connection was made, and idles until a caller asks for it."""
         connection.idle_since = self._wall_clock()
         with self._lock:
+            self._had_writer = self._had_writer or not connection.made_on_standby
             self.connections.add(connection)
             was_troubled = self._last_error is not None
             self._was_reached = True
@@ -165,6 +168,24 @@ class PoolHealth:
             self._backoff_until = 0.0
         if was_troubled:
             logger.info("pool %r connects again", self.name)
+
+    def refuse_former_writer(self, connection: AnyConnection) -> None:
+        """Refuse a standby behind a writer endpoint that has led to a writer before.
+
+        After a failover the endpoint's name leads to the former writer until the DNS has followed;
+        what it reads may be old.
+
+        Raises:
+            ConnectError: of the transient kind.
+        """
+        target = connection.target
+        is_writers = target is not None and target.kind == "writer"
+        if self._had_writer and is_writers and connection.made_on_standby:
+            cause = psycopg.OperationalError("the database system is a standby")
+            raise ConnectError(
+                f"{target}: the endpoint leads to a former writer still; after a failover its name"
+                " follows within seconds"
+            ) from cause
 
     def failed(self, error: Exception, *, begun_at: float) -> None:
         """An attempt failed that began at this time of the monotonic clock; warns of news."""

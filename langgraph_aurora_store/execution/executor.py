@@ -27,6 +27,7 @@ from langgraph_aurora_store.connect.connection import (
     AsyncConnect,
     Conn,
     Connect,
+    is_demoted,
     note_fault,
 )
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
@@ -55,6 +56,7 @@ from langgraph_aurora_store.execution.retry import (
     Attempts,
     Failure,
     costs_connection,
+    demoted,
     is_optional,
     is_read_only,
     read_only_endpoint,
@@ -194,7 +196,10 @@ class Executor:
     ) -> Any | Failure:
         try:
             if mark is None or isinstance(step, Autocommit):
-                return self._perform_on(conn, step, prepare=None)
+                rows = self._perform_on(conn, step, prepare=None)
+                if is_demoted(conn):
+                    raise demoted()  # what it has read may be older than what was acknowledged
+                return rows
             try:
                 rows = self._perform_on(conn, marked(step, mark), prepare=None)
                 return rows[: len(step.statements)]
@@ -403,7 +408,10 @@ class AsyncExecutor:
     ) -> Any | Failure:
         try:
             if mark is None or isinstance(step, Autocommit):
-                return await self._perform_on(conn, step, prepare=None)
+                rows = await self._perform_on(conn, step, prepare=None)
+                if is_demoted(conn):
+                    raise demoted()  # what it has read may be older than what was acknowledged
+                return rows
             try:
                 rows = await self._perform_on(conn, marked(step, mark), prepare=None)
                 return rows[: len(step.statements)]

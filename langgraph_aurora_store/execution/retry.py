@@ -137,6 +137,11 @@ def is_optional(step: Transaction | Autocommit) -> bool:
     return isinstance(step, Transaction) and step.is_optional
 
 
+def demoted() -> psycopg.errors.ReadOnlySqlTransaction:
+    """The error of a read that a former writer has answered."""
+    return psycopg.errors.ReadOnlySqlTransaction("the server is the writer no more")
+
+
 def read_only_endpoint(endpoint: str) -> ReadOnlyEndpointError:
     """The error for a write to an endpoint whose name says that it serves reads only."""
     return ReadOnlyEndpointError(

@@ -213,6 +213,7 @@ class Session:
         self._startup = startup
         self._unfinished = b""  # the beginning of a message from the client
         self._statements: dict[bytes, bytes] = {}
+        self._reported = b""  # of the session opened again, for the client
 
     def note_sent(self, data: bytes, *, keeps: bool) -> None:
         """Note a request; remember the statements that it prepares if they are to be kept."""
@@ -258,9 +259,16 @@ class Session:
                 raise CutError
             time.sleep(STALL_POLL_S)
 
+    def take_reported(self) -> bytes:
+        """What the server has reported of its role, to go before its next answer."""
+        reported, self._reported = self._reported, b""
+        return reported
+
     def _exchange(self, request: bytes) -> None:
         self.server.sendall(request)
         while (message := read_message(self.server, maximum=wire.MAX_MESSAGE))[:1] != b"Z":
+            if wire.tells_role(message):
+                self._reported = message
             if message[:1] == b"E" and wire.sqlstate(message) in wire.NOT_YET:
                 raise ConnectionError("the server is starting")
             if message[:1] == b"E" or wire.asks_for_password(message):
@@ -397,7 +405,7 @@ class Forwarding:
             if tells_commit and self._control.ask("commit")["go"] == "drop":
                 raise CutError
             self._session.note_received(data)
-            self._down.pass_on(data)
+            self._down.pass_on(self._session.take_reported() + data)
         return data != b""
 
     def _is_ended_by_owner(self) -> bool:

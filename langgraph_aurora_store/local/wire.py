@@ -106,6 +106,11 @@ def tells_commit(data: bytes, *, status_before: bytes) -> bool:
     return is_outside and CHANGED.search(data) is not None
 
 
+def tells_role(message: bytes) -> bool:
+    """Whether a message reports whether the server is a standby."""
+    return message[:1] == b"S" and message[5:].startswith(b"in_hot_standby\0")
+
+
 def asks_for_password(message: bytes) -> bool:
     """Whether a message is an authentication request that expects an answer."""
     method = int.from_bytes(message[5:9], "big")
