@@ -30,7 +30,6 @@ from tests.support.history_checker import Operation, violations
 
 DIMS = 3
 KEYS, FOLDERS = 40, 8
-DEMOTION_S = 2.0
 PAUSE_S = 0.005  # of a worker between two calls
 STOP_TIMEOUT_S = 60.0
 DATA = Path(__file__).parent.parent / "docs" / "failover.json"
@@ -103,20 +102,6 @@ class Record:
                 found.append(later[0] - fault.end if later else inf)
         return found
 
-    @property
-    def history_apart_from_demotions(self) -> list[Operation]:
-        """The history without reads at the time when an old writer was made read-only.
-
-        A link that stays open to it reads what the new writer's changes have reached, some
-        milliseconds late, until the store has noticed.
-        """
-        times = [(f.begin, f.end + DEMOTION_S) for f in self.faults if "read-only" in f.name]
-        return [
-            o
-            for o in self.history
-            if o.kind == "write" or not any(begin < o.end and o.begin < end for begin, end in times)
-        ]
-
     def summary(self) -> dict[str, Any]:
         """The figures of the run."""
         return {
@@ -127,8 +112,7 @@ class Record:
             "connections opened": self.connections,
             "errors to callers": len(self.errors),
             "by reason": dict(Counter(text[:90] for _, _, text in self.errors).most_common(8)),
-            "unexplained reads": len(violations(self.history_apart_from_demotions)),
-            "stale reads at a demotion": len(violations(self.history)),
+            "unexplained reads": len(violations(self.history)),
             "items found twice": self.duplicates,
             "texts embedded twice": sum(count > 1 for count in self.embedded.values()),
             "recovery median s": round(median(self.recoveries_s), 3) if self.faults else None,
@@ -463,7 +447,6 @@ def rows(_: LocalAurora) -> list[Row]:
     return [
         row("errors to callers", "calls", "errors to callers", 0),
         row("reads that no order of writes explains", "reads", "unexplained reads", 0),
-        row("such reads of a writer just demoted", "reads", "stale reads at a demotion", 0),
         row("texts embedded twice", "texts", "texts embedded twice", 0),
         row("first write after a fault, median", "s", "recovery median s", 1),
         row("longest call", "s", "longest call s", 30),
