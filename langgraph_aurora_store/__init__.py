@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from langgraph_aurora_store.connect.pool_settings import PoolSettings
     from langgraph_aurora_store.embeddings import BedrockEmbeddings, OpenAIEmbeddings
     from langgraph_aurora_store.execution.retry import RetrySettings
-    from langgraph_aurora_store.namespace_labels import decode_label, encode_label
+    from langgraph_aurora_store.label_encoding import decode_label, encode_label
     from langgraph_aurora_store.store import AuroraStore
 
 __all__ = [
@@ -54,7 +54,7 @@ __getattr__ = lazy_attributes(
         "PoolSettings": "connect.pool_settings",
         "RetrySettings": "execution.retry",
         "SecretsManagerCredentials": "connect.credentials",
-        "decode_label": "namespace_labels",
-        "encode_label": "namespace_labels",
+        "decode_label": "label_encoding",
+        "encode_label": "label_encoding",
     },
 )

@@ -20,8 +20,8 @@ from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
 from langgraph_aurora_store.connect.user_pool import aborrowed
+from langgraph_aurora_store.execution.blocking_calls import call_from_thread, running_loop
 from langgraph_aurora_store.execution.coalescer import OperationCoalescer
-from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncExecutor
 from langgraph_aurora_store.execution.lost_write_log import write_failures_logged
 from langgraph_aurora_store.execution.read_routing import Readers, ReadSession

@@ -39,7 +39,9 @@ LONGEST_FUNCTION = 50
 ROOMS = [
     ["errors", "lazy_imports", "version"],
     ["validation"],
-    ["config", "fork_safety", "namespace_labels"],
+    ["config", "fork_safety", "label_encoding"],
+    ["sdk_log_redaction"],
+    ["sdk_log_redaction"],
     ["aws"],
     ["connect", "embeddings", "local", "sql"],
     ["execution"],

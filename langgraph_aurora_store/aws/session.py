@@ -18,11 +18,11 @@ from langgraph_aurora_store.aws import credential_failures as sources
 from langgraph_aurora_store.aws.credential_failures import (
     Session,
 )
-from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
-from langgraph_aurora_store.aws.session_keys import SessionKeys, shared_keys
+from langgraph_aurora_store.aws.credential_renewal import SessionKeys, shared_keys
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.errors import ConfigurationError, CredentialsError
 from langgraph_aurora_store.fork_safety import ForkSafeLock, reinit_after_fork
+from langgraph_aurora_store.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.validation import is_region
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from langgraph_aurora_store.checkpoint import serialization
-from langgraph_aurora_store.checkpoint import storing as prepared
+from langgraph_aurora_store.checkpoint import single_statements as prepared
 from langgraph_aurora_store.checkpoint.base import (
     BaseAuroraSaver,
     ConcurrentRuns,
@@ -53,7 +53,7 @@ from langgraph_aurora_store.checkpoint.statements import in_schema
 from langgraph_aurora_store.connect.connection import AsyncConn
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
 from langgraph_aurora_store.connect.user_pool import aborrowed
-from langgraph_aurora_store.execution.event_loops import call_from_thread, running_loop
+from langgraph_aurora_store.execution.blocking_calls import call_from_thread, running_loop
 from langgraph_aurora_store.execution.executor import AsyncExecutor
 from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.store_flows import Operations

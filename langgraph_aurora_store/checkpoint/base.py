@@ -15,9 +15,9 @@ from langgraph.store.base import TTLConfig
 
 from langgraph_aurora_store.checkpoint import deletion as pruning
 from langgraph_aurora_store.checkpoint import reads
-from langgraph_aurora_store.checkpoint import storing as writes
+from langgraph_aurora_store.checkpoint import single_statements as writes
 from langgraph_aurora_store.checkpoint.reads import Listing, Row
-from langgraph_aurora_store.checkpoint.storing import Put
+from langgraph_aurora_store.checkpoint.single_statements import Put
 from langgraph_aurora_store.connect.connection_factory import connection_factory
 from langgraph_aurora_store.connect.environment import connect_defaults
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool, LazyPool

@@ -28,7 +28,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 from typing_extensions import override
 
-from langgraph_aurora_store.checkpoint import storing as prepared
+from langgraph_aurora_store.checkpoint import single_statements as prepared
 from langgraph_aurora_store.checkpoint.base import (
     BaseAuroraSaver,
     ConcurrentRuns,

@@ -87,7 +87,7 @@ class CancellablePool(psycopg_pool.AsyncConnectionPool[AsyncAuroraConnection]):
     """An asyncio pool whose workers end when cancelled, and which loses no connection to it.
 
     psycopg_pool 3.3 takes the cancellation for an attempt that failed, so ``asyncio.run()`` would
-    wait for the worker for ever. It also takes a connection back in steps; see `plain_pool`.
+    wait for the worker for ever. It also takes a connection back in steps; see `user_pool`.
     """
 
     def __del__(self) -> None:

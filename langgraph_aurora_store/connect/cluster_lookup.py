@@ -17,7 +17,6 @@ from langgraph_aurora_store.aws.error_codes import (
     is_passing_answer,
 )
 from langgraph_aurora_store.aws.partitions import partition_of
-from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
 from langgraph_aurora_store.aws.single_flight import SingleFlight
 from langgraph_aurora_store.connect.cluster_names import (
@@ -38,6 +37,7 @@ from langgraph_aurora_store.errors import (
     CredentialsError,
     HostNotFoundError,
 )
+from langgraph_aurora_store.sdk_log_redaction import redact_sdk_logs
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError

@@ -9,7 +9,6 @@ from typing import Any, Literal, NoReturn, Protocol, Self, SupportsIndex, TypeAl
 
 from langgraph_aurora_store.aws.credential_failures import Session
 from langgraph_aurora_store.aws.error_codes import is_passing
-from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession
 from langgraph_aurora_store.aws.single_flight import SingleFlight
 from langgraph_aurora_store.connect.cluster_lookup import Endpoint
@@ -18,6 +17,7 @@ from langgraph_aurora_store.errors import (
     CredentialsError,
     IamAuthenticationDisabledError,
 )
+from langgraph_aurora_store.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.validation import brief, check
 
 # IAM tokens are accepted for 900 s: Aurora user guide, "IAM database authentication".

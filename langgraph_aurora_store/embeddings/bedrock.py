@@ -15,7 +15,6 @@ import orjson
 from typing_extensions import override
 
 from langgraph_aurora_store.aws.credential_failures import Session
-from langgraph_aurora_store.aws.sdk_log_redaction import QuietBytes, redact_sdk_logs
 from langgraph_aurora_store.aws.session import REGION_ORDER, AwsSession, Region
 from langgraph_aurora_store.aws.single_flight import wait_at_most
 from langgraph_aurora_store.config import environment
@@ -29,6 +28,7 @@ from langgraph_aurora_store.embeddings.options import Options
 from langgraph_aurora_store.embeddings.requests import Request, RequestResult
 from langgraph_aurora_store.embeddings.retry import Clock, Failure
 from langgraph_aurora_store.errors import ConfigurationError, EmbeddingResponseError
+from langgraph_aurora_store.sdk_log_redaction import QuietBytes, redact_sdk_logs
 from langgraph_aurora_store.validation import brief, check
 from langgraph_aurora_store.version import __version__
 

@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import orjson
 from typing_extensions import override
 
-from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.config import environment
 from langgraph_aurora_store.embeddings.base import ServiceEmbeddings
 from langgraph_aurora_store.embeddings.concurrency import FairSemaphore
@@ -32,6 +31,7 @@ from langgraph_aurora_store.errors import (
     EmbeddingResponseError,
     MissingExtraError,
 )
+from langgraph_aurora_store.sdk_log_redaction import redact_sdk_logs
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI

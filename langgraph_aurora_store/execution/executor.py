@@ -34,7 +34,7 @@ from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.text_labels import text_labels
 from langgraph_aurora_store.errors import AuroraStoreError
 from langgraph_aurora_store.execution import pgvector_types
-from langgraph_aurora_store.execution.commit_detection import (
+from langgraph_aurora_store.execution.commit_marks import (
     Mark,
     WriteMarks,
     committed_rows,

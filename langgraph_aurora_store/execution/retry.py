@@ -23,7 +23,7 @@ from langgraph_aurora_store.errors import (
     ReadOnlyEndpointError,
     RetriesExhaustedError,
 )
-from langgraph_aurora_store.execution.commit_detection import is_mark_used
+from langgraph_aurora_store.execution.commit_marks import is_mark_used
 from langgraph_aurora_store.sql.flow import Autocommit, Statement, Transaction
 from langgraph_aurora_store.validation import within
 

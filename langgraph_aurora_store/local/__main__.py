@@ -71,7 +71,7 @@ def _run_until_stopped(cluster: LocalAurora) -> None:
 
 def _obey(cluster: LocalAurora) -> None:
     """Run each line of standard input until its end; the answers are comments for a shell."""
-    from langgraph_aurora_store.local.console import run
+    from langgraph_aurora_store.local.stdin_commands import run
 
     while _may_read():
         line = sys.stdin.readline()

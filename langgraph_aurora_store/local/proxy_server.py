@@ -2,7 +2,7 @@
 
 A process of its own, and one more for each connection, so that forwarding costs the interpreter
 that runs the tests or benchmarks nothing. It decides nothing: who may enter is asked over a Unix
-socket, see ``proxy.py``. Standard library only, for a quick start and small children.
+socket, see ``proxy_control.py``. Standard library only, for a quick start and small children.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from langgraph.store.base import (
 from langgraph_aurora_store.sql import get, put, search
 from langgraph_aurora_store.sql import namespace_operations as namespaces
 from langgraph_aurora_store.sql.addresses import check_labels
-from langgraph_aurora_store.sql.commit_marks import marking
+from langgraph_aurora_store.sql.commit_mark_sql import marking
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
 from langgraph_aurora_store.sql.get import Address, Get
 from langgraph_aurora_store.sql.pages import paged

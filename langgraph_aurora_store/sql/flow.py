@@ -27,7 +27,7 @@ Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
 
 class Marking(NamedTuple):
-    """How a transaction is marked (see `write_marks`); its first statement makes the mark.
+    """How a transaction is marked (see `commit_mark_sql`); its first statement makes the mark.
 
     That statement gets ``mark_writer`` and ``mark_number`` as parameters, as do these two texts:
     ``outcome`` reads the writer's last number and its counts, ``cleanup`` deletes old marks.

@@ -16,7 +16,7 @@ from langgraph.store.base import (
 
 from langgraph_aurora_store.errors import ConfigurationError
 from langgraph_aurora_store.sql.addresses import Namespace, check_labels, prefix_of
-from langgraph_aurora_store.sql.commit_marks import counting_mark, marking
+from langgraph_aurora_store.sql.commit_mark_sql import counting_mark, marking
 from langgraph_aurora_store.sql.conditions import ALIVE, span_of, under
 from langgraph_aurora_store.sql.filters import compile_filter
 from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction

@@ -15,7 +15,7 @@ from langgraph.store.base import PutOp
 
 from langgraph_aurora_store.errors import InvalidItemError
 from langgraph_aurora_store.sql.addresses import checked_key, namespace_of, prefix_of
-from langgraph_aurora_store.sql.commit_marks import mark
+from langgraph_aurora_store.sql.commit_mark_sql import mark
 from langgraph_aurora_store.sql.conditions import ADDRESSES, given
 from langgraph_aurora_store.sql.flow import Rows, Statement
 from langgraph_aurora_store.sql.json_values import LONGEST, at, to_json, too_long

@@ -10,7 +10,7 @@ import botocore
 import openai
 import pytest
 
-from langgraph_aurora_store.aws.sdk_log_redaction import (
+from langgraph_aurora_store.sdk_log_redaction import (
     BOTOCORE_LOGGERS,
     OPENAI_LOGGERS,
     redact_sdk_logs,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.console import COMMANDS
+from langgraph_aurora_store.local.stdin_commands import COMMANDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "local-aurora.md").read_text()
 

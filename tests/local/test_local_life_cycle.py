@@ -18,7 +18,7 @@ import pytest
 
 from langgraph_aurora_store.errors import AuroraStoreError, ConfigurationError, MissingExtraError
 from langgraph_aurora_store.local import LocalAurora
-from langgraph_aurora_store.local.console import COMMANDS
+from langgraph_aurora_store.local.stdin_commands import COMMANDS
 from tests.support.database import Database
 
 AS_MODULE = ("-m", "langgraph_aurora_store.local")

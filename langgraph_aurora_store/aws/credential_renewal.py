@@ -14,10 +14,10 @@ from langgraph_aurora_store.aws.credential_failures import (
     frames_of_error,
     frames_of_thread,
 )
-from langgraph_aurora_store.aws.sdk_log_redaction import redact_sdk_logs
 from langgraph_aurora_store.aws.single_flight import SingleFlight
 from langgraph_aurora_store.errors import CredentialsError
 from langgraph_aurora_store.fork_safety import ForkSafeLock
+from langgraph_aurora_store.sdk_log_redaction import redact_sdk_logs
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials, ReadOnlyCredentials

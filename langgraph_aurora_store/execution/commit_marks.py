@@ -1,4 +1,4 @@
-"""The numbers that connections mark their writes with; `sql.commit_marks` says why."""
+"""The numbers that connections mark their writes with; `sql.commit_mark_sql` says why."""
 
 from __future__ import annotations
 
