@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 from weakref import ref
@@ -27,6 +28,7 @@ from langgraph_aurora_store.validation import is_region
 
 if TYPE_CHECKING:
     import botocore.session
+    from botocore.awsrequest import AWSRequest
     from botocore.config import Config
     from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
@@ -157,6 +159,7 @@ class AwsSession:
         """A client of the session; without ``config`` one that gives up within seconds.
 
         Ask for `credentials` first: a client loads them when it is made, however long that takes.
+        Each request is signed with what `credentials` gives then, unless `makes_own_clients`.
         """
         from botocore.config import Config
 
@@ -167,7 +170,10 @@ class AwsSession:
         )
         given = {"endpoint_url": endpoint_url} if endpoint_url else {}
         with self._client_lock, redact_sdk_logs():
-            return make(service, region_name=region, config=config or brief, **given)
+            client = make(service, region_name=region, config=config or brief, **given)
+        if not self.makes_own_clients:
+            client.meta.events.register("before-sign", partial(_sign_with_ready_keys, self))
+        return client
 
     def open(self) -> Session:
         """The session itself."""
@@ -179,6 +185,22 @@ class AwsSession:
             if self._keys is None or self._keys.session is not session:
                 self._keys = shared_keys(session)
             return self._keys
+
+
+def _sign_with_ready_keys(
+    aws: AwsSession, request: AWSRequest, signature_version: object, **_: object
+) -> None:
+    """Have botocore sign with keys that are at hand: its own renewal could hang, or fail early.
+
+    botocore 1.44 signs with ``request_credentials`` of a request where it has them, as S3's own
+    handlers give it.
+    """
+    from botocore.credentials import Credentials
+
+    if signature_version in ("v4", "v4a"):
+        access_key, secret_key, token, *_rest = aws.credentials()
+        keys = Credentials(access_key or "", secret_key or "", token)
+        request.context.setdefault("signing", {})["request_credentials"] = keys
 
 
 def _region_of(session: Any) -> str | None:

@@ -297,6 +297,8 @@ class SecretsManagerCredentials(_HoldsSecret):
             try:
                 client = self._aws.client("secretsmanager", region)
                 answer = client.get_secret_value(SecretId=self.secret_id)
+            except CredentialsError as error:  # of signing, told already
+                failure = error
             except Exception as error:
                 failure = self._explain(error, region)
         if failure is not None:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -33,8 +32,6 @@ from langgraph_aurora_store.validation import brief, check
 from langgraph_aurora_store.version import __version__
 
 if TYPE_CHECKING:
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
 
 logger = logging.getLogger(__name__)
@@ -128,12 +125,14 @@ class BedrockEmbeddings(ServiceEmbeddings):
             request.contents, purpose=request.purpose, truncate=self._options.truncate
         )
         with redact_sdk_logs():
-            answer = (self._given or self._ready_client()).invoke_model(
-                modelId=self.model,
-                body=QuietBytes(json.dumps(body).encode()),
-                accept="application/json",
-                contentType="application/json",
-            )
+            client = self._given or self._ready_client()
+            with wait_at_most(self._credentials_wait_s):
+                answer = client.invoke_model(
+                    modelId=self.model,
+                    body=QuietBytes(json.dumps(body).encode()),
+                    accept="application/json",
+                    contentType="application/json",
+                )
             content = answer["body"].read()
         try:
             return orjson.loads(content)
@@ -152,7 +151,8 @@ class BedrockEmbeddings(ServiceEmbeddings):
             # Before the client is asked for: it would load the credentials however long that
             # takes, and under a lock that every worker waits for.
             if not (environment().get(BEARER_VARIABLE) or self._aws.makes_own_clients):
-                _ready_keys(self._aws, self._credentials_wait_s)
+                with wait_at_most(self._credentials_wait_s):
+                    self._aws.credentials()
             self._ready_in = os.getpid()
         return self._client.get()
 
@@ -176,10 +176,6 @@ class BedrockEmbeddings(ServiceEmbeddings):
         )
         region = self._asked_region or self._find_region()
         client = self._aws.client("bedrock-runtime", region.name, config, self._endpoint_url)
-        if not self._aws.makes_own_clients:
-            # Without self, which the client must not keep from being collected.
-            sign = partial(_sign_with_ready_keys, self._aws, self._credentials_wait_s)
-            client.meta.events.register("before-sign.bedrock-runtime", sign)
         client.meta.events.register("before-parse.bedrock-runtime", _drop_unreadable_error)
         return client
 
@@ -200,31 +196,6 @@ class BedrockEmbeddings(ServiceEmbeddings):
         if self._given is not None:
             return Region(str(self._given.meta.region_name), "client=")
         return self._asked_region or Region("no region", "nowhere")
-
-
-def _ready_keys(aws: AwsSession, wait_s: float) -> ReadOnlyCredentials:
-    with wait_at_most(wait_s):
-        return aws.credentials()
-
-
-def _sign_with_ready_keys(
-    aws: AwsSession,
-    wait_s: float,
-    request: AWSRequest,
-    signature_version: object,
-    **_: object,
-) -> None:
-    """Have botocore sign with keys that are at hand: its own renewal could hang, or fail early.
-
-    botocore 1.44 signs with ``request_credentials`` of a request where it has them, as S3's own
-    handlers give it.
-    """
-    from botocore.credentials import Credentials
-
-    if signature_version in ("v4", "v4a"):
-        access_key, secret_key, token, *_rest = _ready_keys(aws, wait_s)
-        keys = Credentials(access_key or "", secret_key or "", token)
-        request.context.setdefault("signing", {})["request_credentials"] = keys
 
 
 def _drop_unreadable_error(response_dict: dict[str, Any], **_: object) -> None:

@@ -231,6 +231,53 @@ def test_keys_that_hold_are_used_while_their_renewal_fails(
     assert signed == {"AWS4-HMAC-SHA256 Credential=ASIAHELD"}
 
 
+CLUSTER = http(
+    200,
+    "<DescribeDBClustersResponse><DescribeDBClustersResult><DBClusters><DBCluster>"
+    f"<Endpoint>{ENDPOINT.host}</Endpoint>"
+    "</DBCluster></DBClusters></DescribeDBClustersResult></DescribeDBClustersResponse>",
+)
+
+
+@pytest.mark.parametrize("trouble", ["fails", "hangs"])
+def test_keys_that_hold_sign_for_a_lookup_and_a_secret(
+    around: Surroundings, go_on: threading.Event, trouble: str
+) -> None:
+    """As tokens and embeddings: RDS and Secrets Manager are asked without a renewal."""
+    core = botocore.session.Session()
+    core._credentials = renewing(
+        timedelta(seconds=300), RuntimeError("agent says 500") if trouble == "fails" else go_on
+    )
+    asked: list[str] = []
+
+    def answer(request: str) -> str:
+        asked.append(request)
+        secret = http(200, {"SecretString": '{"username": "u", "password": "p"}'})
+        return CLUSTER if "DescribeDBClusters" in request else secret
+
+    with StandIn(answer) as service, wait_at_most(10):
+        around.set(AWS_ENDPOINT_URL_RDS=service.url, AWS_ENDPOINT_URL_SECRETS_MANAGER=service.url)
+        assert Cluster("mem", region="eu-west-1", session=core).writer().host == ENDPOINT.host
+        secret = SecretsManagerCredentials("s", region="eu-west-1", session=core)
+        assert secret.login(ENDPOINT, None).user == "u"
+    assert len(asked) == 2
+    assert all("Credential=ASIAHELD/" in request for request in asked)
+
+
+def test_keys_that_end_before_a_secret_is_read_are_told_as_their_sources_fault(
+    around: Surroundings,
+) -> None:
+    """Not as the secret's, nor as a permission that is lacking."""
+    core = botocore.session.Session()
+    core._credentials = renewing(timedelta(seconds=300), RuntimeError("agent says 500"))
+    reader = SecretsManagerCredentials("s", region="eu-west-1", session=core)
+    reader._aws.credentials()
+    core._credentials._expiry_time = datetime.now(UTC)
+    with pytest.raises(CredentialsError, match="container agent") as caught:
+        reader._read("eu-west-1")
+    assert "GetSecretValue" not in str(caught.value)
+
+
 def test_keys_that_have_ended_are_not_used(go_on: threading.Event) -> None:
     """A token signed with them would be refused."""
     core = botocore.session.Session()
