@@ -233,10 +233,22 @@ def _default_of_boto3() -> Session | None:
     is_plain = not core.instance_variables() and (
         loaded is None or getattr(loaded, "method", None) in _READ_AFRESH
     )
-    return None if is_plain else session
+    return None if is_plain and _is_of_botocore(session, core) else session
 
 
-_READ_AFRESH = ("env", "shared-credentials-file", "config-file")
+_READ_AFRESH = frozenset({"env", "shared-credentials-file", "config-file"})
+
+
+def _is_of_botocore(session: object, core: Any) -> bool:
+    """Whether a session looks for credentials as botocore does, by no class or provider else."""
+    if {type(session).__module__, type(core).__module__} != {"boto3.session", "botocore.session"}:
+        return False
+    try:
+        providers = core.get_component("credential_provider").providers
+    except Exception:  # a file that cannot be parsed, which using the session tells of
+        return True
+    is_botocores = all(type(one).__module__ == "botocore.credentials" for one in providers)
+    return is_botocores and {one.METHOD for one in providers} >= _READ_AFRESH
 
 
 Circumstances: TypeAlias = tuple[object, ...]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 import boto3
 import botocore.session
 import pytest
-from botocore.credentials import RefreshableCredentials
+from botocore.credentials import CredentialProvider, Credentials, RefreshableCredentials
 
 from langgraph_aurora_store.aws.session import AwsSession
 from langgraph_aurora_store.aws.single_flight import wait_at_most
@@ -162,6 +162,55 @@ def test_boto3s_default_session_is_honoured_where_it_was_set_up(
     core._credentials = renewing(timedelta(hours=1))
     boto3.setup_default_session(botocore_session=core)
     assert signer_of() == "ASIAHELD"
+
+
+class MyProvider(CredentialProvider):
+    METHOD = CANONICAL_NAME = "mine"
+
+    def load(self) -> Credentials:
+        return Credentials("AKIAMINE", "s")
+
+
+class MyCore(botocore.session.Session):
+    def get_credentials(self) -> Credentials:
+        return Credentials("AKIAMINE", "s")
+
+
+class MySession(boto3.Session):
+    def get_credentials(self) -> Any:
+        return Credentials("AKIAMINE", "s")
+
+
+def with_own_provider() -> boto3.Session:
+    core = botocore.session.Session()
+    core.get_component("credential_provider").insert_before("env", MyProvider())
+    return boto3.Session(botocore_session=core)
+
+
+def without_environment(around: Surroundings) -> boto3.Session:
+    keys_of_file = "[default]\naws_access_key_id = AKIAMINE\naws_secret_access_key = s\n"
+    around.set(AWS_SHARED_CREDENTIALS_FILE=str(around.write("credentials", keys_of_file)))
+    core = botocore.session.Session()
+    core.get_component("credential_provider").remove("env")
+    return boto3.Session(botocore_session=core)
+
+
+OWN_WAYS: dict[str, Callable[[Surroundings], boto3.Session]] = {
+    "a provider": lambda _: with_own_provider(),
+    "no provider of the environment": without_environment,
+    "a class of botocore's": lambda _: boto3.Session(botocore_session=MyCore()),
+    "a class of boto3's": lambda _: MySession(),
+}
+
+
+@pytest.mark.parametrize("way", OWN_WAYS)
+def test_a_default_session_that_looks_for_keys_in_its_own_way_is_honoured(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """No key of the environment signs in its place."""
+    around.set(AWS_ACCESS_KEY_ID="AKIAENVIRON", AWS_SECRET_ACCESS_KEY="s")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", OWN_WAYS[way](around))
+    assert signer_of() == "AKIAMINE"
 
 
 def test_a_default_session_made_by_the_way_hides_no_change(around: Surroundings) -> None:
