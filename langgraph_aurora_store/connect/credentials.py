@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol, Self, SupportsIndex, TypeAlias
@@ -334,18 +335,19 @@ def parse_secret(secret_id: str, text: str) -> Secret:
     """
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None  # the decoder's error would carry the text along
     del text  # a traceback printed with its locals would show it
     if not isinstance(content, dict) or not content.get("password"):
         content = None
     if content is None:
         raise CredentialsError(_NOT_OF_RDS.format(brief(secret_id)))
+    names = {name: _text(content.get(name)) for name in ("username", "host", "dbname")}
     port = str(content.get("port", ""))
-    return Secret(
-        password=str(content["password"]),
-        username=content.get("username") or None,
-        host=content.get("host") or None,
-        port=int(port) if port.isdigit() else None,
-        dbname=content.get("dbname") or None,
-    )
+    # Nothing here may raise: an error's frame would hold the password.
+    is_port = re.fullmatch("[0-9]{1,5}", port)
+    return Secret(str(content["password"]), port=int(port) if is_port else None, **names)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -417,13 +417,20 @@ def test_secret_of_another_shape_is_told_without_its_content(
     assert caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("text", ["hunter2", '{"pass": "hunter2"}'])
+@pytest.mark.parametrize("text", ["hunter2", '{"pass": "hunter2"}', "[" * 100_000 + "hunter2"])
 def test_a_malformed_secret_is_in_no_local_of_its_error(text: str) -> None:
     """As a traceback printed with its locals would show."""
     with pytest.raises(CredentialsError) as caught:
         parse_secret("db/langmem", text)
     inner = caught.value.__traceback__.tb_next  # below this test's own frame
     assert "hunter2" not in shown(caught.value.with_traceback(inner))
+
+
+@pytest.mark.parametrize("wrong", [{"port": "²"}, {"port": "9" * 5000}, {"username": 5, "host": 7}])
+def test_what_is_wrong_beside_a_secrets_password_is_left_out(wrong: dict[str, object]) -> None:
+    """An error of the conversion would show the password among its locals."""
+    found = parse_secret("db/langmem", json.dumps({"password": PASSWORD, **wrong}))
+    assert found == Secret(PASSWORD)
 
 
 @pytest.mark.parametrize("rotated", [f"{USER}_clone", "another"])
