@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import AsyncConn, AsyncConnect
+from langgraph_aurora_store.connect.connection_string import check_connection_string
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
 from langgraph_aurora_store.connect.user_pool import aborrowed
 from langgraph_aurora_store.execution.blocking_calls import call_from_thread, running_loop
@@ -131,6 +132,7 @@ class AsyncAuroraStore(BaseAuroraStore, AsyncPostgresStore):
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> AsyncIterator[Self]:
         """As the parent's: a store on a connection string, closed with the block."""
+        check_connection_string(conn_string)
         async with (
             super().from_conn_string(
                 conn_string, pipeline=pipeline, pool_config=pool_config

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from langgraph_aurora_store.base import BaseAuroraStore
 from langgraph_aurora_store.connect.connection import Conn
+from langgraph_aurora_store.connect.connection_string import check_connection_string
 from langgraph_aurora_store.connect.lazy_pool import LazyPool
 from langgraph_aurora_store.connect.user_pool import borrowed
 from langgraph_aurora_store.execution.executor import Executor
@@ -104,6 +105,7 @@ class AuroraStore(BaseAuroraStore, PostgresStore):
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> Iterator[Self]:
         """As the parent's: a store on a connection string, closed with the block."""
+        check_connection_string(conn_string)
         with (
             super().from_conn_string(
                 conn_string, pipeline=pipeline, pool_config=pool_config

@@ -195,8 +195,8 @@ def within(name: str, value: object, low: float, high: float, *, whole: bool = T
 
 
 def may_hold_password(text: str) -> bool:
-    """Whether a text looks like a connection string: a URL, or libpq's ``name=value`` pairs."""
-    return "://" in text or bool(re.search(r"\w\s*=", text))
+    """Whether a text looks like (a part of) a URL, or libpq's ``name=value`` pairs."""
+    return "://" in text or bool(re.search(r"\w\s*=|:[^@\s]+@", text))
 
 
 def _shown(value: object, wanted: _Wanted) -> str:
@@ -208,6 +208,13 @@ def _shown(value: object, wanted: _Wanted) -> str:
         return f"= of type {type(value).__name__}"
     text = repr(value)
     return f"={text[:60]}..." if len(text) > 80 else f"={text}"
+
+
+def brief_unless_secret(value: object) -> str:
+    """A value as messages show it, unless it is a connection string that lies in a wrong place."""
+    return (
+        "(what looks like a connection string)" if may_hold_password(str(value)) else brief(value)
+    )
 
 
 def brief(value: object) -> str:

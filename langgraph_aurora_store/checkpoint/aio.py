@@ -51,6 +51,7 @@ from langgraph_aurora_store.checkpoint.base import (
 from langgraph_aurora_store.checkpoint.deletion import delete_for_runs
 from langgraph_aurora_store.checkpoint.statements import in_schema
 from langgraph_aurora_store.connect.connection import AsyncConn
+from langgraph_aurora_store.connect.connection_string import check_connection_string
 from langgraph_aurora_store.connect.lazy_pool import AsyncLazyPool
 from langgraph_aurora_store.connect.user_pool import aborrowed
 from langgraph_aurora_store.execution.blocking_calls import call_from_thread, running_loop
@@ -153,6 +154,7 @@ class AsyncAuroraSaver(BaseAuroraSaver, AsyncPostgresSaver):
         retry: RetrySettings | None = DEFAULT_RETRY,
     ) -> AsyncIterator[Self]:
         """As the blocking twin's."""
+        check_connection_string(conn_string)
         await (await AsyncConnection.connect(conn_string)).close()
         async with AsyncConnectionPool(
             conn_string,

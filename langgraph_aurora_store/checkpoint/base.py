@@ -27,7 +27,7 @@ from langgraph_aurora_store.execution.retry import DEFAULT_RETRY, RetrySettings
 from langgraph_aurora_store.execution.store_flows import Operations
 from langgraph_aurora_store.sql.flow import Flow, Statement
 from langgraph_aurora_store.sql.store_tables import StoreTables
-from langgraph_aurora_store.validation import brief
+from langgraph_aurora_store.validation import brief, check
 
 if TYPE_CHECKING:
     from langgraph_aurora_store.aws.credential_failures import Session
@@ -167,9 +167,13 @@ class BaseAuroraSaver(BasePostgresSaver):
                 comments.
             concurrently: build indexes while the tables are in use, which cannot be done in a
                 transaction; pass ``False`` for a tool that runs the script as one.
+
+        Raises:
+            ConfigurationError: ``role`` is no name of a role.
         """
         from langgraph_aurora_store.checkpoint.schema import ddl
 
+        check(role=role, reads_environment=False)
         return ddl(StoreTables(schema=self._schema), role=role, concurrently=concurrently)
 
     def _check(self, conn: object, pipe: object) -> None:

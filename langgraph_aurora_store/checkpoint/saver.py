@@ -39,6 +39,7 @@ from langgraph_aurora_store.checkpoint.base import (
 from langgraph_aurora_store.checkpoint.deletion import delete_for_runs
 from langgraph_aurora_store.checkpoint.statements import in_schema
 from langgraph_aurora_store.connect.connection import Conn
+from langgraph_aurora_store.connect.connection_string import check_connection_string
 from langgraph_aurora_store.connect.lazy_pool import LazyPool
 from langgraph_aurora_store.connect.user_pool import borrowed
 from langgraph_aurora_store.execution.executor import Executor
@@ -133,6 +134,7 @@ class AuroraSaver(BaseAuroraSaver, PostgresSaver):
         Its connection is a pool's, of ``max_size`` at most, which replaces it when it is lost.
         ``pipeline`` is accepted for the parent's sake: each call is one round trip anyway.
         """
+        check_connection_string(conn_string)
         # A pool keeps to itself why it cannot connect, and its caller waits.
         Connection.connect(conn_string).close()
         with ConnectionPool(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.validation import brief, within
+from langgraph_aurora_store.validation import brief_unless_secret, within
 
 Profile: TypeAlias = Literal["service", "lambda"]
 
@@ -121,7 +121,8 @@ class PoolSettings:
         if profile == "service":
             return cls.service()
         raise ConfigurationError(
-            f"pool={brief(pool)} is unknown; pass 'service', 'lambda' or PoolSettings(...)"
+            f"pool={brief_unless_secret(pool)} is unknown; pass 'service', 'lambda' or"
+            " PoolSettings(...)"
         )
 
     def kwargs(self) -> dict[str, int]:

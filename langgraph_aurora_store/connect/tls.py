@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from langgraph_aurora_store.connect.environment import connect_defaults
 from langgraph_aurora_store.errors import ConfigurationError
-from langgraph_aurora_store.validation import brief
+from langgraph_aurora_store.validation import brief_unless_secret
 
 SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
@@ -66,8 +66,8 @@ def verify(
         if store != "system" and not os.path.isfile(store):
             source = "PGSSLROOTCERT" if sslrootcert is None else "sslrootcert="
             raise ConfigurationError(
-                f"{source} names {brief(store)}, which is not a file; leave it out to use the"
-                " bundled Amazon RDS authorities"
+                f"{source} names {brief_unless_secret(store)}, which is not a file; leave it out to"
+                " use the bundled Amazon RDS authorities"
             )
         tls = Tls(mode, store)
     else:
@@ -92,5 +92,5 @@ def _checked_mode(sslmode: str) -> SslMode:
         if mode == sslmode:
             return mode  # type: ignore[no-any-return]  # get_args is not typed
     raise ConfigurationError(
-        f"sslmode={brief(sslmode)} is unknown; one of {', '.join(get_args(SslMode))}"
+        f"sslmode={brief_unless_secret(sslmode)} is unknown; one of {', '.join(get_args(SslMode))}"
     )

@@ -4,10 +4,16 @@ import string
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from langgraph_aurora_store import AsyncAuroraStore, AuroraStore
+from langgraph_aurora_store import (
+    AsyncAuroraSaver,
+    AsyncAuroraStore,
+    AuroraSaver,
+    AuroraStore,
+)
 from langgraph_aurora_store.connect.credentials import (
     PasswordCredentials,
     SecretsManagerCredentials,
@@ -175,6 +181,44 @@ def test_so_do_those_of_other_settings(make: Callable[[], object]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert len(repr(caught.value)) < 1500
+
+
+CONTROL_CHARACTERS = ["\n", "\r", "\x0b", "\x1b", "\x85", "\u2028"]
+
+
+@pytest.mark.parametrize("character", CONTROL_CHARACTERS)
+@pytest.mark.parametrize("cls", [AuroraStore, AsyncAuroraStore, AuroraSaver, AsyncAuroraSaver])
+def test_no_name_in_a_script_holds_a_control_character(cls: Any, character: str) -> None:
+    """Of the role, nor of the schema where a constructor takes it."""
+    evil = f"a{character}DROP TABLE audit"
+    with pytest.raises(ConfigurationError, match="role="):
+        cls.from_cluster(**KEPT).ddl(role=evil)
+    pool = AsyncConnectionPool if "Async" in cls.__name__ else ConnectionPool
+    with pytest.raises(ConfigurationError, match="schema="):
+        cls(pool(open=False), schema=evil)
+
+
+@pytest.mark.parametrize("name", ["sslmode", "sslrootcert", "pool", "region", "cluster", "schema"])
+@pytest.mark.parametrize(
+    "text", ["password=a-secret", "postgresql://u:a-secret@h/d", "u:a-secret@h"]
+)
+def test_a_connection_string_in_a_wrong_place_is_not_shown(name: str, text: str) -> None:
+    """It holds a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        AuroraStore.from_cluster(**{**KEPT, name: f"{text}\n"})
+    assert "a-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", [AuroraStore, AsyncAuroraStore, AuroraSaver, AsyncAuroraSaver])
+@pytest.mark.parametrize("text", ["postgresql://u:a-secret%@h/d", "password=word a-secret"])
+async def test_a_connection_string_that_cannot_be_parsed_is_not_quoted(cls: Any, text: str) -> None:
+    """libpq names the place, which is in the password."""
+    made = cls.from_conn_string(text)
+    is_async = hasattr(made, "__aenter__")
+    with pytest.raises(psycopg.ProgrammingError, match="%25") as caught:
+        await made.__aenter__() if is_async else made.__enter__()
+    assert "a-secret" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("variable", ["PGSSLROOTCERT", "PGSERVICE", "AURORA_USER", "PGAPPNAME"])
