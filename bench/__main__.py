@@ -27,6 +27,7 @@ PARTS = (
     "lambda_warm",
     "lambda_cold",
     "failover",
+    "leaks",
 )
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
