@@ -352,7 +352,13 @@ def dotted(path: Path) -> str:
 
 def _imported(tree: ast.AST, known: set[str]) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            yield from (
+                alias.name.removeprefix(f"{NAME}.")
+                for alias in node.names
+                if alias.name.startswith(f"{NAME}.")
+            )
+        elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
             if node.module == NAME:
                 yield from (alias.name for alias in node.names)
