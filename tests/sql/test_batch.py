@@ -1,4 +1,4 @@
-"""A batch as a conversation: what it asks, in how many round trips, and what it answers."""
+"""A batch as a flow: what it asks, in how many round trips, and what it answers."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from langgraph_aurora_store.sql.namespace_operations import count_under
 from langgraph_aurora_store.sql.store_tables import StoreTables
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
 from tests.support.flow_runner import drive
-from tests.support.sql_session import Engine, embed, made
+from tests.support.sql_session import SqlSession, embed, made
 
-LAYOUT = StoreTables(index=IndexSettings(dims=2, fields=("text",)))
+TABLES = StoreTables(index=IndexSettings(dims=2, fields=("text",)))
 
 
 @pytest.fixture(scope="module")
-def shared(aurora: LocalAurora) -> Iterator[Engine]:
-    with made(aurora, "plans") as engine:
-        yield engine
+def shared(aurora: LocalAurora) -> Iterator[SqlSession]:
+    with made(aurora, "plans") as session:
+        yield session
 
 
 @pytest.fixture
-def engine(shared: Engine) -> Engine:
-    """An engine on empty tables."""
+def session(shared: SqlSession) -> SqlSession:
+    """A session on empty tables."""
     shared.sql("TRUNCATE store, store_vectors")
     return shared
 
@@ -50,8 +50,8 @@ def engine(shared: Engine) -> Engine:
 
 
 def test_a_flow_can_be_answered_by_hand() -> None:
-    """The flow is pure: rows in, items out, whoever got them."""
-    flow = run([GetOp(("a", "b"), "k"), GetOp(("c",), "k")], LAYOUT)
+    """The flow is pure: rows in, items out, no matter where they come from."""
+    flow = run([GetOp(("a", "b"), "k"), GetOp(("c",), "k")], TABLES)
     step = next(flow)
     assert isinstance(step, Transaction)
     (statement,) = step.statements
@@ -66,12 +66,12 @@ def test_a_flow_can_be_answered_by_hand() -> None:
 def test_an_empty_batch_asks_nothing() -> None:
     """Neither a connection nor a vector."""
     with pytest.raises(StopIteration) as stop:
-        next(run([], LAYOUT))
+        next(run([], TABLES))
     assert stop.value.value == []
 
 
 def test_a_batch_embeds_its_texts_and_queries_at_once() -> None:
-    """With where each text comes from, for whoever reports on it."""
+    """With where each text comes from, which reports name."""
     flow = run(
         [
             PutOp(("n",), "b", {"text": "one"}),
@@ -79,7 +79,7 @@ def test_a_batch_embeds_its_texts_and_queries_at_once() -> None:
             PutOp(("n",), "c", {"text": "two"}),
             SearchOp((), query="three"),
         ],
-        LAYOUT,
+        TABLES,
     )
     next(flow)
     asked = flow.send([Rows()])
@@ -93,7 +93,7 @@ def test_a_batch_embeds_its_texts_and_queries_at_once() -> None:
 
 def test_what_fails_in_embedding_leaves_nothing_to_write() -> None:
     """The error passes through the flow, which yields no step more."""
-    flow = run([PutOp(("n",), "k", {"text": "x"})], LAYOUT)
+    flow = run([PutOp(("n",), "k", {"text": "x"})], TABLES)
     next(flow)
     flow.send([Rows()])
     with pytest.raises(OSError, match="no model"):
@@ -103,10 +103,10 @@ def test_what_fails_in_embedding_leaves_nothing_to_write() -> None:
 
 
 @pytest.mark.parametrize("at_most", [1, 2, 3, 50])
-def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None:
+def test_parts_settle_every_operation_once(session: SqlSession, at_most: int) -> None:
     """Each finishes its own, and together they do what the batch would."""
-    engine.run(*(PutOp(("old",), f"k{i}", {"text": f"t{i}"}) for i in range(3)))
-    engine.run(PutOp(("gone",), "k", {"text": "t"}))
+    session.run(*(PutOp(("old",), f"k{i}", {"text": f"t{i}"}) for i in range(3)))
+    session.run(PutOp(("gone",), "k", {"text": "t"}))
     ops = [
         *(PutOp(("n",), f"k{i % 9}", {"text": f"t{i}"}) for i in range(14)),
         *(SearchOp(("old",), query=f"t{i % 3}", limit=1) for i in range(5)),
@@ -114,12 +114,12 @@ def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None
         SearchOp(("old",), query=" ", limit=1),
         PutOp(("gone",), "k", None),
     ]
-    prepared = drive(prepare(ops, engine.tables), engine.connection, embed, engine.steps)
+    prepared = drive(prepare(ops, session.tables), session.connection, embed, session.steps)
     parts = split(prepared, at_most)
     assert len(parts) == min(at_most, (9 + 1 + 5) // 4)
     results: dict[int, Any] = {}
     for part in reversed(parts):
-        done = drive(complete(part, engine.tables, LargeNamespaces()), engine.connection)
+        done = drive(complete(part, session.tables, LargeNamespaces()), session.connection)
         results |= dict(zip(part.positions, done, strict=True))
         for key in range(9):
             positions = {position for position in range(14) if position % 9 == key}
@@ -133,35 +133,35 @@ def test_parts_settle_every_operation_once(engine: Engine, at_most: int) -> None
         "k1",
     ]
     assert (results[19].key, results[20][0].key) == ("k2", "k0")
-    values = {item.key: item.value["text"] for item in engine.search("n")}
+    values = {item.key: item.value["text"] for item in session.search("n")}
     assert values == {f"k{i % 9}": f"t{i}" for i in range(14)}
-    assert engine.sql("SELECT count(*) FROM store_vectors WHERE prefix = 'n'") == [(9,)]
-    assert engine.search("gone") == []
+    assert session.sql("SELECT count(*) FROM store_vectors WHERE prefix = 'n'") == [(9,)]
+    assert session.search("gone") == []
 
 
 def test_an_operation_of_another_kind_is_refused() -> None:
     """By its name."""
     with pytest.raises(TypeError, match="tuple"):
-        next(run([("n", "k")], LAYOUT))  # type: ignore[list-item]
+        next(run([("n", "k")], TABLES))  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("key", [1, None, "a\x00b"])
 def test_a_key_that_no_item_can_have_is_refused(key: Any) -> None:
     """A get of it is a mistake of the caller's too."""
     with pytest.raises(InvalidItemError, match=r"in \('n',\)"):
-        next(run([GetOp(("n",), key)], LAYOUT))
+        next(run([GetOp(("n",), key)], TABLES))
 
 
 # round trips
 
 
-def test_gets_of_many_namespaces_are_one_statement(engine: Engine) -> None:
+def test_gets_of_many_namespaces_are_one_statement(session: SqlSession) -> None:
     """Found or not, twice the same or not, each has its answer, and its own value."""
     positions = [((f"n{i}", "x"), f"k{i}") for i in range(10)]
-    engine.run(*(PutOp(ns, key, {"at": [ns[0]]}) for ns, key in positions))
+    session.run(*(PutOp(ns, key, {"at": [ns[0]]}) for ns, key in positions))
     gets = [GetOp(ns, key) for ns, key in positions]
-    found = engine.run(*gets, GetOp(("n0", "x"), "none"), gets[0])
-    assert [len(run.statements) for run in engine.runs] == [1]
+    found = session.run(*gets, GetOp(("n0", "x"), "none"), gets[0])
+    assert [len(run.statements) for run in session.runs] == [1]
     assert [item and (item.namespace, item.key) for item in found] == [
         *positions,
         None,
@@ -171,10 +171,10 @@ def test_gets_of_many_namespaces_are_one_statement(engine: Engine) -> None:
     assert found[-1].value == {"at": ["n0"]}
 
 
-def test_a_namespace_given_as_a_list_is_answered_as_a_tuple(engine: Engine) -> None:
+def test_a_namespace_given_as_a_list_is_answered_as_a_tuple(session: SqlSession) -> None:
     """As an item has it from every other read."""
-    engine.run(PutOp(["n", "m"], "k", {"text": "a"}))  # type: ignore[arg-type]
-    gotten, (found,), (near,) = engine.run(
+    session.run(PutOp(["n", "m"], "k", {"text": "a"}))  # type: ignore[arg-type]
+    gotten, (found,), (near,) = session.run(
         GetOp(["n", "m"], "k"),  # type: ignore[arg-type]
         SearchOp(["n", "m"]),  # type: ignore[arg-type]
         SearchOp(["n", "m"], query="a"),  # type: ignore[arg-type]
@@ -182,22 +182,22 @@ def test_a_namespace_given_as_a_list_is_answered_as_a_tuple(engine: Engine) -> N
     assert gotten.namespace == found.namespace == near.namespace == ("n", "m")
 
 
-def test_reads_without_vectors_share_a_round_trip(engine: Engine) -> None:
+def test_reads_without_vectors_share_a_round_trip(session: SqlSession) -> None:
     """Gets, the newest items and namespaces."""
-    engine.put("k", {"v": 1})
-    item, items, more, namespaces = engine.run(
+    session.put("k", {"v": 1})
+    item, items, more, namespaces = session.run(
         GetOp(("n",), "k"), SearchOp(("n",)), SearchOp(()), ListNamespacesOp()
     )
-    assert len(engine.runs) == 1
+    assert len(session.runs) == 1
     assert item.value == {"v": 1}
     assert [i.key for i in items] == [i.key for i in more] == ["k"]
     assert namespaces == [("n",)]
 
 
-def test_reads_see_what_was_there_before_the_batch(engine: Engine) -> None:
+def test_reads_see_what_was_there_before_the_batch(session: SqlSession) -> None:
     """As in the parent and in memory, wherever in the batch they stand."""
-    engine.put("k", {"text": "old"})
-    _, item, recent, near, listed = engine.run(
+    session.put("k", {"text": "old"})
+    _, item, recent, near, listed = session.run(
         PutOp(("n",), "k", {"text": "new"}),
         GetOp(("n",), "k"),
         SearchOp(()),
@@ -206,15 +206,15 @@ def test_reads_see_what_was_there_before_the_batch(engine: Engine) -> None:
     )
     assert item.value == recent[0].value == near[0].value == {"text": "old"}
     assert listed == [("n",)]
-    changed = engine.get("k")
+    changed = session.get("k")
     assert changed is not None
     assert changed.value == {"text": "new"}
 
 
-def test_a_search_result_is_a_search_item(engine: Engine) -> None:
+def test_a_search_result_is_a_search_item(session: SqlSession) -> None:
     """With all its columns."""
-    engine.put("k", {"text": "a"})
-    (item,) = engine.search("n", query="a")
+    session.put("k", {"text": "a"})
+    (item,) = session.search("n", query="a")
     assert isinstance(item, SearchItem)
     assert (item.namespace, item.key, item.value) == (("n",), "k", {"text": "a"})
     assert item.score == pytest.approx(1)
@@ -244,29 +244,29 @@ conditions = st.lists(
     page=st.tuples(st.integers(0, 5), st.integers(0, 3)),
 )
 def test_namespaces_are_listed_as_in_memory(
-    engine: Engine,
+    session: SqlSession,
     stored: list[tuple[str, ...]],
     conditions: list[MatchCondition],
     depth: int | None,
     page: tuple[int, int],
 ) -> None:
     """Truncated, matched, ordered label by label, and cut into pages."""
-    engine.sql("TRUNCATE store, store_vectors")
+    session.sql("TRUNCATE store, store_vectors")
     memory = InMemoryStore()
     puts = [PutOp(namespace, "k", {}) for namespace in stored]
     memory.batch(puts)
-    engine.run(*puts)
+    session.run(*puts)
     limit, offset = page
     for op in (
         ListNamespacesOp(tuple(conditions), depth, limit=100),
         ListNamespacesOp(tuple(conditions), depth, limit, offset),
     ):
-        assert engine.run(op) == memory.batch([op])
+        assert session.run(op) == memory.batch([op])
 
 
 @pytest.mark.parametrize("match_type", ["prefix", "suffix"])
 def test_every_pattern_matches_whole_labels_literally(
-    engine: Engine, match_type: Literal["prefix", "suffix"]
+    session: SqlSession, match_type: Literal["prefix", "suffix"]
 ) -> None:
     """Of up to three, ``*`` among them: as in memory, whatever a label means in a pattern."""
     some = ["a", "b", "ab", "a+"]
@@ -279,25 +279,25 @@ def test_every_pattern_matches_whole_labels_literally(
     ]
     memory = InMemoryStore()
     memory.batch(puts)
-    engine.run(*puts)
-    for op, found, expected in zip(ops, engine.run(*ops), memory.batch(ops), strict=True):
+    session.run(*puts)
+    for op, found, expected in zip(ops, session.run(*ops), memory.batch(ops), strict=True):
         assert found == expected, op
 
 
-def test_a_namespace_that_does_not_match_hides_none_that_does(engine: Engine) -> None:
+def test_a_namespace_that_does_not_match_hides_none_that_does(session: SqlSession) -> None:
     """Though both are cut to the same."""
-    engine.run(PutOp(("a", "b"), "k", {}), PutOp(("a", "c"), "k", {}), PutOp(("b", "b"), "k", {}))
+    session.run(PutOp(("a", "b"), "k", {}), PutOp(("a", "c"), "k", {}), PutOp(("b", "b"), "k", {}))
     suffix = MatchCondition("suffix", ("c",))
-    assert engine.run(ListNamespacesOp((suffix,), max_depth=1)) == [[("a",)]]
+    assert session.run(ListNamespacesOp((suffix,), max_depth=1)) == [[("a",)]]
 
 
-def test_a_namespace_may_go_on_with_the_lowest_character_there_is(engine: Engine) -> None:
+def test_a_namespace_may_go_on_with_the_lowest_character_there_is(session: SqlSession) -> None:
     """Right above a namespace come those that are longer by a control character."""
     stored = [("a",), ("a\x01",), ("a\x01\x01",), ("a", "\x01"), ("a\x02",), ("b",)]
-    engine.run(*(PutOp(namespace, "k", {}) for namespace in stored))
-    assert engine.run(ListNamespacesOp()) == [sorted(stored)]
+    session.run(*(PutOp(namespace, "k", {}) for namespace in stored))
+    assert session.run(ListNamespacesOp()) == [sorted(stored)]
     top = [("a",), ("a\x01",), ("a\x01\x01",), ("a\x02",), ("b",)]
-    assert engine.run(ListNamespacesOp(max_depth=1)) == [top]
+    assert session.run(ListNamespacesOp(max_depth=1)) == [top]
 
 
 @pytest.mark.parametrize(
@@ -310,53 +310,53 @@ def test_a_namespace_may_go_on_with_the_lowest_character_there_is(engine: Engine
     ids=["depth", "prefix", "both"],
 )
 def test_a_listing_probes_for_no_more_than_it_has_to(
-    engine: Engine, op: ListNamespacesOp, met: int
+    session: SqlSession, op: ListNamespacesOp, met: int
 ) -> None:
     """One probe passes all that is cut to the same, and none leaves the prefix."""
-    engine.sql(
+    session.sql(
         "INSERT INTO store (prefix, key, value)"
         " SELECT i % 3 || '.' || i, 'k', '{}' FROM generate_series(1, 600) AS i"
     )
-    engine.run(op)
-    _, listing = engine.runs[0].statements
+    session.run(op)
+    _, listing = session.runs[0].statements
     explain = "EXPLAIN (ANALYZE, TIMING off, SUMMARY off, COSTS off) " + listing.sql
-    plan = [row[0] for row in engine.connection.execute(explain, listing.params)]
-    (walk,) = [line for line in plan if "Recursive Union" in line]
+    plan = [row[0] for row in session.connection.execute(explain, listing.params)]
+    (recursion,) = [line for line in plan if "Recursive Union" in line]
     # Where it begins, and what it meets.
-    assert f"rows={1 + met} " in walk, plan
+    assert f"rows={1 + met} " in recursion, plan
 
 
 @pytest.mark.parametrize("count", [19_999, 20_000, 20_001])
-def test_as_many_namespaces_as_are_probed_are_listed(engine: Engine, count: int) -> None:
+def test_as_many_namespaces_as_are_probed_are_listed(session: SqlSession, count: int) -> None:
     """And one less, and one more."""
-    engine.sql(
+    session.sql(
         "INSERT INTO store (prefix, key, value)"
         " SELECT 'u.' || i, 'k', '{}' FROM generate_series(1, %s) AS i",
         count,
     )
     for conditions in ((), (MatchCondition("prefix", ("u",)),)):
-        (found,) = engine.run(ListNamespacesOp(conditions, limit=30_000))
+        (found,) = session.run(ListNamespacesOp(conditions, limit=30_000))
         assert len(found) == count
 
 
-def test_more_namespaces_than_are_probed_are_listed(engine: Engine) -> None:
+def test_more_namespaces_than_are_probed_are_listed(session: SqlSession) -> None:
     """Where one look at every row is cheaper than a probe for each namespace."""
-    engine.sql(
+    session.sql(
         "INSERT INTO store (prefix, key, value)"
         " SELECT 'u.' || i || '.' || i % 2, 'k', '{}' FROM generate_series(1, 21000) AS i"
     )
-    engine.run(PutOp(("u", "expired"), "k", {}, ttl=0), PutOp(("v",), "k", {}))
+    session.run(PutOp(("u", "expired"), "k", {}, ttl=0), PutOp(("v",), "k", {}))
     prefix = MatchCondition("prefix", ("u",))
-    (everything,) = engine.run(ListNamespacesOp((prefix,), limit=30_000))
+    (everything,) = session.run(ListNamespacesOp((prefix,), limit=30_000))
     assert len(everything) == 21_000
     assert everything == sorted(everything)
-    (first,) = engine.run(ListNamespacesOp(limit=2))
+    (first,) = session.run(ListNamespacesOp(limit=2))
     assert first == everything[:2] == [("u", "1", "1"), ("u", "10", "0")]
-    (odd,) = engine.run(
+    (odd,) = session.run(
         ListNamespacesOp((prefix, MatchCondition("suffix", ("1",))), max_depth=2, limit=30_000)
     )
     assert len(odd) == 10_500
-    (top,) = engine.run(ListNamespacesOp(max_depth=1))
+    (top,) = session.run(ListNamespacesOp(max_depth=1))
     assert top == [("u",), ("v",)]
 
 
@@ -373,13 +373,13 @@ def test_more_namespaces_than_are_probed_are_listed(engine: Engine) -> None:
 def test_a_listing_that_means_nothing_is_refused(op: ListNamespacesOp) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError):
-        next(run([op], LAYOUT))
+        next(run([op], TABLES))
 
 
-def test_items_are_counted_by_namespace_and_filter(engine: Engine) -> None:
+def test_items_are_counted_by_namespace_and_filter(session: SqlSession) -> None:
     """In a namespace and below it; everywhere, in the empty one."""
     for i in range(6):
-        engine.run(PutOp(("a", f"b{i % 2}"), f"k{i}", {"n": i}), PutOp(("ab",), f"k{i}", {"n": i}))
+        session.run(PutOp(("a", f"b{i % 2}"), f"k{i}", {"n": i}), PutOp(("ab",), f"k{i}", {"n": i}))
     for namespace, filter_, expected in (
         (("a",), None, 6),
         (("a", "b0"), None, 3),
@@ -388,5 +388,5 @@ def test_items_are_counted_by_namespace_and_filter(engine: Engine) -> None:
         ((), None, 12),
         (("c",), None, 0),
     ):
-        flow = count_under(namespace, engine.tables, filter_)
-        assert drive(flow, engine.connection) == expected
+        flow = count_under(namespace, session.tables, filter_)
+        assert drive(flow, session.connection) == expected

@@ -28,7 +28,7 @@ from langgraph_aurora_store.sql.schema.introspection import inspect
 from langgraph_aurora_store.sql.schema.setup import lock_holder, setup
 from langgraph_aurora_store.sql.store_tables import StoreTables
 from tests.support.flow_runner import drive
-from tests.support.sql_session import DIMS, Engine, embed, made
+from tests.support.sql_session import DIMS, SqlSession, embed, made
 from tests.support.traps import TYPES, traps_set
 
 FILTERS: list[dict[str, Any]] = [
@@ -44,7 +44,7 @@ FILTERS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module", params=["hnsw", "ivfflat", "flat"])
-def session(aurora: LocalAurora, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def session(aurora: LocalAurora, request: pytest.FixtureRequest) -> Iterator[SqlSession]:
     """A store's tables in a database of their own."""
     index = IndexSettings(dims=DIMS, fields=("text",), kind=request.param, distance="l2")
     with made(aurora, "name_resolution", index) as made_session:
@@ -52,7 +52,7 @@ def session(aurora: LocalAurora, request: pytest.FixtureRequest) -> Iterator[Eng
         yield made_session.with_tables(pgvector_schema="public")
 
 
-def use_all(session: Engine) -> list[Step]:
+def use_all(session: SqlSession) -> list[Step]:
     """Perform every kind of operation, and return the steps that it took."""
     namespace, steps = ("users", "ada"), []
     values = [{"text": f"tea {n}", "n": n, "tags": ["x"], "meta": {"k": n}} for n in range(5)]
@@ -128,7 +128,7 @@ def is_bare_text(node: object) -> bool:
     return isinstance(node, ast.A_Const) and isinstance(node.val, ast.String)
 
 
-def test_every_name_is_qualified_or_has_operands_of_known_types(session: Engine) -> None:
+def test_every_name_is_qualified_or_has_operands_of_known_types(session: SqlSession) -> None:
     """Of all statements that the operations are made of."""
     texts = statements(use_all(session))
     assert len(texts) > 25
@@ -150,7 +150,7 @@ def test_the_script_for_administrators_qualifies_its_names() -> None:
 
 
 @pytest.fixture
-def traps(session: Engine, aurora: LocalAurora) -> Iterator[None]:
+def traps(session: SqlSession, aurora: LocalAurora) -> Iterator[None]:
     """Operators and functions of another role in a schema of the search path, for all types."""
     with traps_set(aurora.admin_dsn_for("name_resolution"), types=(*TYPES, "vector", "halfvec")):
         session.sql('SET search_path = "$user", traps, public')
@@ -158,7 +158,7 @@ def traps(session: Engine, aurora: LocalAurora) -> Iterator[None]:
         session.sql("RESET search_path")
 
 
-def test_an_operator_of_another_role_is_never_called(session: Engine, traps: None) -> None:
+def test_an_operator_of_another_role_is_never_called(session: SqlSession, traps: None) -> None:
     """There is one for each pair of types, ahead of the store's schema on the search path."""
     with pytest.raises(psycopg.errors.RaiseException, match="caught in a trap"):
         session.sql("SELECT '{}'::jsonb #>> '{}'")

@@ -18,21 +18,21 @@ from langgraph_aurora_store.errors import ConfigurationError, InvalidFilterError
 from langgraph_aurora_store.local import LocalAurora
 from langgraph_aurora_store.sql.flow import Embed, Transaction
 from langgraph_aurora_store.sql.vector_search import LargeNamespaces
-from tests.support.sql_session import DIMS, Engine, made
+from tests.support.sql_session import DIMS, SqlSession, made
 
 # More than are compared one by one in a table of this size, and fewer.
 SIZES = {"large": 6000, "middling": 2000, "small": 300, "tiny": 7}
 
 
 @pytest.fixture(scope="module")
-def shared(aurora: LocalAurora) -> Iterator[Engine]:
-    with made(aurora, "search") as engine:
-        yield engine
+def shared(aurora: LocalAurora) -> Iterator[SqlSession]:
+    with made(aurora, "search") as session:
+        yield session
 
 
 @pytest.fixture
-def engine(shared: Engine) -> Engine:
-    """An engine on empty tables, which knows nothing of them yet."""
+def session(shared: SqlSession) -> SqlSession:
+    """A session on empty tables, which knows nothing of them yet."""
     shared.sql("TRUNCATE store, store_vectors")
     shared.sizes = LargeNamespaces()
     return shared
@@ -41,15 +41,15 @@ def engine(shared: Engine) -> Engine:
 @pytest.fixture(scope="module")
 def crowd(aurora: LocalAurora) -> Iterator[Crowd]:
     """Namespaces of all sizes in one table with an HNSW index."""
-    with made(aurora, "crowd") as engine:
-        yield Crowd(engine)
+    with made(aurora, "crowd") as session:
+        yield Crowd(session)
 
 
 class Crowd:
     """Many vectors, of which numpy knows the order too."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, session: SqlSession) -> None:
+        self.session = session
         generator = np.random.default_rng(7)
         names = [name for name, size in SIZES.items() for _ in range(size)]
         self.names = np.array(names)
@@ -68,7 +68,7 @@ class Crowd:
         unnest = (
             "unnest(%(p)s::text[], %(k)s::text[], %(v)s::text[], %(e)s::text[]) AS u (p, k, v, e)"
         )
-        execute = engine.connection.execute
+        execute = session.connection.execute
         execute(
             f"INSERT INTO store (prefix, key, value) SELECT p, k, v::jsonb FROM {unnest}", columns
         )
@@ -78,7 +78,7 @@ class Crowd:
             columns,
         )
         execute("ANALYZE")
-        ((self.index,),) = engine.sql(
+        ((self.index,),) = session.sql(
             "SELECT indexdef FROM pg_indexes WHERE indexname = 'store_vectors_embedding_idx'"
         )
 
@@ -98,15 +98,15 @@ def as_text(vector: Sequence[float]) -> str:
     return json.dumps([float(each) for each in vector])
 
 
-def put_chunks(engine: Engine, items: np.ndarray[Any, Any]) -> None:
+def put_chunks(session: SqlSession, items: np.ndarray[Any, Any]) -> None:
     """An item of as many vectors as ``items`` has in each row, in tables whose size is known."""
-    engine.run(
+    session.run(
         *(
             PutOp(("n",), f"k{i}", {"all": [as_text(v) for v in chunks]}, index=["all[*]"])
             for i, chunks in enumerate(items)
         )
     )
-    engine.sql("ANALYZE")
+    session.sql("ANALYZE")
 
 
 def keys(items: list[SearchItem]) -> list[str]:
@@ -125,7 +125,7 @@ def test_a_search_finds_what_there_is(
     """As many as asked for, of any namespace; nearest first; nearly all of them the nearest."""
     for query in QUERIES:
         namespace = ("users", name) if name else ()
-        items = crowd.engine.search(*namespace, query=query, limit=limit, offset=offset)
+        items = crowd.session.search(*namespace, query=query, limit=limit, offset=offset)
         expected = crowd.nearest(query, name)[offset : offset + limit]
         assert len(items) == len(expected)
         assert scores(items) == sorted(scores(items), reverse=True)
@@ -142,11 +142,11 @@ def test_a_filtered_search_finds_what_there_is(
     matching = {"n": {"$in": list(range(0, 1000, modulus))}}
     for query in QUERIES:
         namespace = ("users", name) if name else ()
-        items = crowd.engine.search(*namespace, query=query, filter=matching)
+        items = crowd.session.search(*namespace, query=query, filter=matching)
         expected = crowd.nearest(query, name, modulus)[:10]
         assert len(items) == len(expected)
         assert len(set(keys(items)) & set(expected)) >= 0.9 * len(expected)
-        assert len(crowd.engine.runs) <= 2
+        assert len(crowd.session.runs) <= 2
 
 
 @pytest.mark.parametrize("name", ["large", "middling", "small"])
@@ -154,7 +154,7 @@ def test_pages_hold_every_item_once(crowd: Crowd, name: str) -> None:
     """Paging through a semantic search neither repeats nor skips."""
     for size in (10, 7):
         pages = [
-            crowd.engine.search("users", name, query=QUERIES[0], limit=size, offset=offset)
+            crowd.session.search("users", name, query=QUERIES[0], limit=size, offset=offset)
             for offset in range(0, 30 * size, size)
         ]
         found = [key for page in pages for key in keys(page)]
@@ -164,20 +164,20 @@ def test_pages_hold_every_item_once(crowd: Crowd, name: str) -> None:
 def test_most_searches_are_one_round_trip(crowd: Crowd) -> None:
     """The query is embedded, then everything is asked at once."""
     for name in (*SIZES, None):
-        crowd.engine.search(*(("users", name) if name else ()), query=QUERIES[0], limit=5)
-        assert [type(step) for step in crowd.engine.steps] == [Embed, Transaction]
+        crowd.session.search(*(("users", name) if name else ()), query=QUERIES[0], limit=5)
+        assert [type(step) for step in crowd.session.steps] == [Embed, Transaction]
         if name != "tiny":
-            assert crowd.engine.steps[0] == Embed((), (QUERIES[0],))
+            assert crowd.session.steps[0] == Embed((), (QUERIES[0],))
 
 
 def test_a_large_namespace_is_counted_once_in_a_hundred_searches(crowd: Crowd) -> None:
     """The others know, and find the same."""
 
     def search(name: str) -> tuple[bool, list[str]]:
-        found = crowd.engine.search("users", name, query=QUERIES[0])
-        return "OFFSET exact_threshold" not in crowd.engine.runs[0].statements[1].sql, keys(found)
+        found = crowd.session.search("users", name, query=QUERIES[0])
+        return "OFFSET exact_threshold" not in crowd.session.runs[0].statements[1].sql, keys(found)
 
-    crowd.engine.sizes = LargeNamespaces()
+    crowd.session.sizes = LargeNamespaces()
     first, *others = [search("large") for _ in range(102)]
     assert first == (False, first[1])
     assert others == [(True, first[1])] * 100 + [(False, first[1])]
@@ -193,20 +193,20 @@ def test_only_so_many_namespaces_are_remembered() -> None:
     assert sizes.vectors_per_item("n10000") == 1.0
 
 
-def test_what_was_counted_tells_how_far_to_walk(engine: Engine) -> None:
+def test_what_was_counted_tells_how_far_to_scan(session: SqlSession) -> None:
     """Where items have many vectors each, a search meets enough of them in one go."""
-    put_chunks(engine, np.random.default_rng(8).normal(size=(400, 10, DIMS)))
+    put_chunks(session, np.random.default_rng(8).normal(size=(400, 10, DIMS)))
     for _ in range(3):
-        assert len(engine.search("n", query="[1, 0, 0, 0]")) == 10
-        assert len(engine.runs) == 1
-    assert engine.sizes.vectors_per_item("n") == 15
+        assert len(session.search("n", query="[1, 0, 0, 0]")) == 10
+        assert len(session.runs) == 1
+    assert session.sizes.vectors_per_item("n") == 15
 
 
-def test_a_page_behind_a_filter_follows_the_tables_growth(engine: Engine) -> None:
+def test_a_page_behind_a_filter_follows_the_tables_growth(session: SqlSession) -> None:
     """No item is on two pages, though the first search came while the tables were small."""
-    engine.search("n", query="[1, 0, 0, 0]", filter={"even": True})
+    session.search("n", query="[1, 0, 0, 0]", filter={"even": True})
     points = np.random.default_rng(9).normal(size=(6000, DIMS))
-    engine.run(
+    session.run(
         *(
             PutOp(("n",), f"k{i}", {"text": as_text(v), "even": i % 2 == 0})
             for i, v in enumerate(points)
@@ -214,23 +214,23 @@ def test_a_page_behind_a_filter_follows_the_tables_growth(engine: Engine) -> Non
     )
     for query in QUERIES:
         pages = [
-            engine.search("n", query=query, filter={"even": True}, offset=o)
+            session.search("n", query=query, filter={"even": True}, offset=o)
             for o in range(0, 50, 10)
         ]
         assert len({item.key for page in pages for item in page}) == 50
 
 
-def test_a_large_namespace_may_shrink(engine: Engine) -> None:
+def test_a_large_namespace_may_shrink(session: SqlSession) -> None:
     """Unnoticed, and all that is left is found."""
-    engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
-    engine.run(*(PutOp(("other",), f"k{i}", {"text": f"[1, {i}, 1, 2]"}) for i in range(2500)))
-    engine.sql("ANALYZE")
-    engine.search("n", query="[1, 0, 0, 0]")
-    engine.sql("DELETE FROM store WHERE prefix = 'n' AND key NOT IN ('k7', 'k2000', 'k40')")
+    session.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
+    session.run(*(PutOp(("other",), f"k{i}", {"text": f"[1, {i}, 1, 2]"}) for i in range(2500)))
+    session.sql("ANALYZE")
+    session.search("n", query="[1, 0, 0, 0]")
+    session.sql("DELETE FROM store WHERE prefix = 'n' AND key NOT IN ('k7', 'k2000', 'k40')")
     for filter_ in (None, {"text": {"$exists": True}}):
-        found = engine.search("n", query="[1, 0, 0, 0]", filter=filter_)
+        found = session.search("n", query="[1, 0, 0, 0]", filter=filter_)
         assert keys(found) == ["k7", "k40", "k2000"]
-    assert len(engine.runs) == 1
+    assert len(session.runs) == 1
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_a_search_looks_further_in_an_index_built_with_less_care(
     crowd: Crowd, built_with: int | None, limit: int, expected: int
 ) -> None:
     """Such as the parent's; and as far as the limit asks."""
-    engine = crowd.engine.with_tables(ef_construction=built_with)
-    engine.search("users", "large", query=QUERIES[0], limit=limit)
-    params = engine.runs[0].statements[0].params
+    session = crowd.session.with_tables(ef_construction=built_with)
+    session.search("users", "large", query=QUERIES[0], limit=limit)
+    params = session.runs[0].statements[0].params
     assert isinstance(params, Mapping)
     assert params["ef_search"] == str(expected)
 
@@ -256,31 +256,31 @@ def test_each_search_of_a_batch_is_steered_by_its_own_limit(crowd: Crowd) -> Non
         SearchOp(("users", "large"), query=QUERIES[2], limit=10, filter={"all": True}),
         SearchOp(("users", "small"), query=QUERIES[0], limit=10),
     ]
-    together = [keys(items) for items in crowd.engine.run(*asked)]
-    params = [dict(statement.params) for run in crowd.engine.runs for statement in run.statements]
+    together = [keys(items) for items in crowd.session.run(*asked)]
+    params = [dict(statement.params) for run in crowd.session.runs for statement in run.statements]
     steered = [(p["ef_search"], p["scan_tuples"]) for p in params if "ef_search" in p]
     assert steered == [("120", "20000"), ("120", str(2**31 - 1)), ("200", "20000")]
-    assert together == [keys(crowd.engine.run(one)[0]) for one in asked]
+    assert together == [keys(crowd.session.run(one)[0]) for one in asked]
 
 
 def test_a_search_leaves_no_setting_behind(crowd: Crowd) -> None:
     """What steers the planner ends with the transaction."""
-    before = crowd.engine.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
-    crowd.engine.search(query=QUERIES[0], filter={"n": 1})
-    crowd.engine.search("users", "large", query=QUERIES[0])
-    crowd.engine.search("users", "large")
-    after = crowd.engine.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
+    before = crowd.session.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
+    crowd.session.search(query=QUERIES[0], filter={"n": 1})
+    crowd.session.search("users", "large", query=QUERIES[0])
+    crowd.session.search("users", "large")
+    after = crowd.session.sql("SELECT name, setting FROM pg_settings WHERE context = 'user'")
     assert after == before
 
 
 def test_a_search_works_where_nothing_can_be_written(crowd: Crowd) -> None:
     """A read-only session, as on a reader."""
-    crowd.engine.sql("SET default_transaction_read_only = on")
+    crowd.session.sql("SET default_transaction_read_only = on")
     try:
-        assert len(crowd.engine.search("users", "large", query=QUERIES[0])) == 10
-        assert len(crowd.engine.search("users", "large")) == 10
+        assert len(crowd.session.search("users", "large", query=QUERIES[0])) == 10
+        assert len(crowd.session.search("users", "large")) == 10
     finally:
-        crowd.engine.sql("SET default_transaction_read_only = off")
+        crowd.session.sql("SET default_transaction_read_only = off")
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_a_search_finds_as_much_without_iterative_scans(
     crowd: Crowd, changes: dict[str, Any], name: str | None
 ) -> None:
     """On pgvector before 0.8, without an index, or with another than the configured one."""
-    engine = crowd.engine.with_tables(**changes)
+    session = crowd.session.with_tables(**changes)
     namespace = ("users", name) if name else ()
     for filter_ in (None, {"n": {"$lt": 20}}):
-        items = engine.search(*namespace, query=QUERIES[0], limit=50, filter=filter_)
+        items = session.search(*namespace, query=QUERIES[0], limit=50, filter=filter_)
         allowed = [
             key
             for key in crowd.nearest(QUERIES[0], name)
@@ -316,26 +316,26 @@ def test_a_search_finds_as_much_without_iterative_scans(
 def test_each_kind_of_index_serves(aurora: LocalAurora, vector_type: Any, kind: Any) -> None:
     """On its own tables, from the first put to a page of results."""
     index = IndexSettings(dims=DIMS, fields=("text",), vector_type=vector_type, kind=kind)
-    with made(aurora, "kinds", index) as engine:
-        engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 0, 0]"}) for i in range(30)))
-        found = engine.search("n", query="[1, 0, 0, 0]", limit=5, offset=1)
+    with made(aurora, "kinds", index) as session:
+        session.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 0, 0]"}) for i in range(30)))
+        found = session.search("n", query="[1, 0, 0, 0]", limit=5, offset=1)
         assert keys(found) == ["k1", "k2", "k3", "k4", "k5"]
 
 
 def test_a_search_asks_enough_lists_of_an_ivfflat(crowd: Crowd) -> None:
     """The server's own default is one of a hundred, whose vectors are few of the nearest."""
     index = IndexSettings(dims=DIMS, kind="ivfflat")
-    engine = crowd.engine.with_tables(index=index, lists=100)
-    engine.sql("DROP INDEX store_vectors_embedding_idx")
-    engine.sql(
+    session = crowd.session.with_tables(index=index, lists=100)
+    session.sql("DROP INDEX store_vectors_embedding_idx")
+    session.sql(
         "CREATE INDEX lists ON store_vectors USING ivfflat (embedding vector_cosine_ops)"
         " WITH (lists = 100)"
     )
     try:
-        found = {q: set(keys(engine.search("users", "large", query=q))) for q in QUERIES}
+        found = {q: set(keys(session.search("users", "large", query=q))) for q in QUERIES}
     finally:
-        engine.sql("DROP INDEX lists")
-        engine.sql(crowd.index)
+        session.sql("DROP INDEX lists")
+        session.sql(crowd.index)
     for query, some in found.items():
         assert len(some & set(crowd.nearest(query, "large")[:10])) >= 9
 
@@ -369,77 +369,77 @@ def test_a_query_of_zeros_has_distances_of_these_kinds(aurora: LocalAurora, dist
         assert scores(found) == ([-1, -2, -3] if distance == "l2" else [0, 0, 0])
 
 
-def test_documents_of_many_chunks_leave_room_for_others(engine: Engine) -> None:
+def test_documents_of_many_chunks_leave_room_for_others(session: SqlSession) -> None:
     """Ten documents are ten documents, each at the score of its best chunk."""
     index = ["chunks[*]"]
     for d in range(30):
         chunks = [f"[1, {d / 100}, {c / 1000}, 0]" for c in range(40)]
-        engine.run(PutOp(("n",), f"d{d:02}", {"chunks": chunks}, index=index))
-    found = engine.search("n", query="[1, 0, 0, 0]")
+        session.run(PutOp(("n",), f"d{d:02}", {"chunks": chunks}, index=index))
+    found = session.search("n", query="[1, 0, 0, 0]")
     assert keys(found) == [f"d{d:02}" for d in range(10)]
     assert scores(found)[0] == pytest.approx(1)
-    assert keys(engine.search("n", query="[1, 0, 0, 0]", limit=30, offset=10)) == [
+    assert keys(session.search("n", query="[1, 0, 0, 0]", limit=30, offset=10)) == [
         f"d{d:02}" for d in range(10, 30)
     ]
 
 
-def test_a_walk_widens_until_enough_documents_are_met(engine: Engine) -> None:
+def test_a_walk_widens_until_enough_documents_are_met(session: SqlSession) -> None:
     """One document's many vectors are the nearest of all, and five documents are asked for."""
     generator = np.random.default_rng(3)
     points = generator.normal(size=(2000, DIMS))
     # Away from the crowd, so that all of it is met first.
     points = points[points[:, 0] < 0.5 * np.linalg.norm(points, axis=1)]
     crowd = np.array([1, 0, 0, 0]) + 0.02 * generator.normal(size=(400, DIMS))
-    engine.run(
+    session.run(
         PutOp(("n",), "crowd", {"chunks": [as_text(v) for v in crowd]}, index=["chunks[*]"]),
         *(PutOp(("n",), f"k{i}", {"text": as_text(v)}) for i, v in enumerate(points)),
     )
-    engine.sql("ANALYZE")
-    found = engine.search("n", query="[1, 0, 0, 0]", limit=5)
+    session.sql("ANALYZE")
+    found = session.search("n", query="[1, 0, 0, 0]", limit=5)
     cosine = points[:, 0] / np.linalg.norm(points, axis=1)
     assert keys(found) == ["crowd", *(f"k{i}" for i in np.argsort(-cosine)[:4])]
-    assert 2 <= len(engine.runs) <= 4
+    assert 2 <= len(session.runs) <= 4
 
 
-def test_a_walk_scores_an_item_by_its_best_vector(engine: Engine) -> None:
+def test_a_walk_scores_an_item_by_its_best_vector(session: SqlSession) -> None:
     """Also when it was met by another one."""
     points = np.random.default_rng(4).normal(size=(1000, 2, DIMS))
-    put_chunks(engine, points)
-    found = engine.search("n", query="[1, 0, 0, 0]", limit=500)
+    put_chunks(session, points)
+    found = session.search("n", query="[1, 0, 0, 0]", limit=500)
     best = (points[:, :, 0] / np.linalg.norm(points, axis=2)).max(axis=1)
     for item in found:
         assert item.score == pytest.approx(best[int(item.key[1:])], abs=1e-6)
     assert scores(found) == sorted(scores(found), reverse=True)
 
 
-def test_rewritten_items_hide_nobody(engine: Engine) -> None:
+def test_rewritten_items_hide_nobody(session: SqlSession) -> None:
     """Dead entries of the index stand where the query points."""
-    engine.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
+    session.run(*(PutOp(("n",), f"k{i}", {"text": f"[1, {i}, 1, 1]"}) for i in range(2500)))
     for i in range(120):
-        engine.run(PutOp(("n",), "often", {"text": f"[-1, {i / 1000}, 0, 0]"}))
-    engine.sql("ANALYZE")
-    found = engine.search(query="[-1, 0, 0, 0]")
+        session.run(PutOp(("n",), "often", {"text": f"[-1, {i / 1000}, 0, 0]"}))
+    session.sql("ANALYZE")
+    found = session.search(query="[-1, 0, 0, 0]")
     assert len(found) == 10
     assert found[0].key == "often"
 
 
-def test_expired_items_hide_nobody(engine: Engine) -> None:
+def test_expired_items_hide_nobody(session: SqlSession) -> None:
     """A crowd that has expired and is not swept yet stands nearest."""
     old = [PutOp(("n",), f"o{i}", {"text": f"[1, {i / 10_000}, 0, 0]"}, ttl=5) for i in range(2500)]
     new = [PutOp(("n",), f"k{i}", {"text": f"[1, 1, {i}, 0]"}) for i in range(20)]
-    engine.run(*old, *new)
-    engine.sql("UPDATE store SET expires_at = now() - interval '1 second' WHERE key ~ '^o'")
-    engine.sql("ANALYZE")
-    assert keys(engine.search("n", query="[1, 0, 0, 0]", limit=3)) == ["k0", "k1", "k2"]
+    session.run(*old, *new)
+    session.sql("UPDATE store SET expires_at = now() - interval '1 second' WHERE key ~ '^o'")
+    session.sql("ANALYZE")
+    assert keys(session.search("n", query="[1, 0, 0, 0]", limit=3)) == ["k0", "k1", "k2"]
 
 
-def test_a_zero_vector_never_ranks(engine: Engine) -> None:
+def test_a_zero_vector_never_ranks(session: SqlSession) -> None:
     """It has no direction; and a query without one ranks nothing and finds the newest."""
-    engine.put("zero", {"text": "[0, 0, 0, 0]"})
-    engine.put("a", {"text": "[1, 0, 0, 0]"})
-    engine.put("b", {"text": "[-1, 0, 0, 0]"})
-    assert keys(engine.search("n", query="[1, 0, 0, 0]")) == ["a", "b"]
-    lost = engine.search("n", query="[0, 0, 0, 0]", limit=2)
+    session.put("zero", {"text": "[0, 0, 0, 0]"})
+    session.put("a", {"text": "[1, 0, 0, 0]"})
+    session.put("b", {"text": "[-1, 0, 0, 0]"})
+    assert keys(session.search("n", query="[1, 0, 0, 0]")) == ["a", "b"]
+    lost = session.search("n", query="[0, 0, 0, 0]", limit=2)
     assert [(item.key, item.score) for item in lost] == [("b", None), ("a", None)]
 
 
@@ -451,52 +451,52 @@ def test_a_stored_zero_vector_never_ranks(
 ) -> None:
     """By no metric, though two of them have a distance to it; the parent may have stored one."""
     index = IndexSettings(dims=DIMS, distance=distance, kind=kind, fields=("text",))
-    with made(aurora, "zeros", index) as engine:
+    with made(aurora, "zeros", index) as session:
         points = np.random.default_rng(5).normal(size=(others + 3, DIMS))
         points[:, 0] = -1 - abs(points[:, 0])
-        engine.run(*(PutOp(("n",), f"k{i}", {"text": as_text(v)}) for i, v in enumerate(points)))
-        engine.put("zero", {"text": "[0.5, 0, 0, 0]"})
-        engine.sql("ANALYZE")
+        session.run(*(PutOp(("n",), f"k{i}", {"text": as_text(v)}) for i, v in enumerate(points)))
+        session.put("zero", {"text": "[0.5, 0, 0, 0]"})
+        session.sql("ANALYZE")
         query = "[0.1, 0, 0, 0]"  # nearer to zero than to all others
-        assert keys(engine.search("n", query=query, limit=1)) == ["zero"]
-        engine.sql("UPDATE store_vectors SET embedding = '[0,0,0,0]' WHERE key = 'zero'")
+        assert keys(session.search("n", query=query, limit=1)) == ["zero"]
+        session.sql("UPDATE store_vectors SET embedding = '[0,0,0,0]' WHERE key = 'zero'")
         for filter_ in (None, {"text": {"$exists": True}}):
-            found = engine.search("n", query=query, limit=3, filter=filter_)
+            found = session.search("n", query=query, limit=3, filter=filter_)
             assert len(found) == 3
             assert "zero" not in keys(found)
             assert None not in scores(found)
 
 
-def test_ties_have_one_order(engine: Engine) -> None:
+def test_ties_have_one_order(session: SqlSession) -> None:
     """By namespace and key, in recency and in nearness, over all pages."""
     expected = sorted(((f"n{i % 3}",), f"{'kK-_é'[i % 5]}{i}") for i in range(60))
-    engine.run(*(PutOp(ns, key, {"text": "same"}) for ns, key in reversed(expected)))
+    session.run(*(PutOp(ns, key, {"text": "same"}) for ns, key in reversed(expected)))
     for options in ({}, {"query": "same"}):
-        pages = [engine.search(limit=7, offset=o, **options) for o in range(0, 63, 7)]
+        pages = [session.search(limit=7, offset=o, **options) for o in range(0, 63, 7)]
         assert [(i.namespace, i.key) for page in pages for i in page] == expected
 
 
-def test_ties_that_are_walked_have_one_order(engine: Engine) -> None:
+def test_ties_that_are_walked_have_one_order(session: SqlSession) -> None:
     """The same as of those compared one by one."""
     expected = sorted((("n",), f"{'kK-_éz'[i % 6]}{i}") for i in range(60))
-    engine.run(*(PutOp(("n",), f"x{i}", {"text": f"[-1, {i / 100}, 1, 0]"}) for i in range(2500)))
-    engine.run(*(PutOp(ns, key, {"text": "[1, 0, 0, 0]"}) for ns, key in reversed(expected)))
-    engine.sql("ANALYZE")
+    session.run(*(PutOp(("n",), f"x{i}", {"text": f"[-1, {i / 100}, 1, 0]"}) for i in range(2500)))
+    session.run(*(PutOp(ns, key, {"text": "[1, 0, 0, 0]"}) for ns, key in reversed(expected)))
+    session.sql("ANALYZE")
     for size in (10, 60):
         pages = [
-            engine.search(query="[1, 0, 0, 0]", limit=size, offset=o) for o in range(0, 60, size)
+            session.search(query="[1, 0, 0, 0]", limit=size, offset=o) for o in range(0, 60, size)
         ]
         assert [(i.namespace, i.key) for page in pages for i in page] == expected
 
 
 def test_the_order_of_ties_is_no_language_s(crowd: Crowd) -> None:
     """The same on every server, and after an upgrade of the operating system's collations."""
-    crowd.engine.run(SearchOp((), query=QUERIES[0]), SearchOp(("users",)), SearchOp((), limit=3))
-    compared = crowd.engine.with_tables(index=IndexSettings(dims=DIMS, kind="flat"))
+    crowd.session.run(SearchOp((), query=QUERIES[0]), SearchOp(("users",)), SearchOp((), limit=3))
+    compared = crowd.session.with_tables(index=IndexSettings(dims=DIMS, kind="flat"))
     compared.search(query=QUERIES[0], filter={"n": 2000})
     texts = [
         str(statement.sql)
-        for step in (*crowd.engine.runs, *compared.runs)
+        for step in (*crowd.session.runs, *compared.runs)
         for statement in step.statements
     ]
     orders = [order for text in texts for order in re.findall(r"ORDER BY [^()]*?key[^()]*", text)]
@@ -507,28 +507,28 @@ def test_the_order_of_ties_is_no_language_s(crowd: Crowd) -> None:
         assert re.search(r'prefix COLLATE "C", \w*\.?key COLLATE "C"', order)
 
 
-def test_without_a_query_the_newest_come_first(engine: Engine) -> None:
+def test_without_a_query_the_newest_come_first(session: SqlSession) -> None:
     """A blank query is none, and nothing is embedded for it."""
     for key in "abc":
-        engine.put(key, {"text": key})
+        session.put(key, {"text": key})
     for query in (None, "", " \n"):
-        assert keys(engine.search("n", query=query)) == ["c", "b", "a"]
-        assert [type(step) for step in engine.steps] == [Transaction]
+        assert keys(session.search("n", query=query)) == ["c", "b", "a"]
+        assert [type(step) for step in session.steps] == [Transaction]
 
 
-def test_neighbours_of_a_namespace_are_not_in_it(engine: Engine) -> None:
+def test_neighbours_of_a_namespace_are_not_in_it(session: SqlSession) -> None:
     """Only labels that are equal in full, whatever characters they hold."""
     inside = [("a_",), ("a_", "x"), ("a_", "%"), ("a_", "/")]
     outside = [("a",), ("a_x",), ("a_-", "x"), ("ab", "x"), ("A_",), ("a_/",), ("b", "a_"), ("%",)]
-    engine.run(*(PutOp(ns, "k", {"text": "t"}) for ns in inside + outside))
+    session.run(*(PutOp(ns, "k", {"text": "t"}) for ns in inside + outside))
     for options in ({}, {"query": "t"}, {"query": "t", "filter": {"text": "t"}}):
-        found = engine.search("a_", limit=50, **options)
+        found = session.search("a_", limit=50, **options)
         assert sorted(item.namespace for item in found) == sorted(inside)
 
 
-def test_a_search_filters_with_and_without_a_query(engine: Engine) -> None:
+def test_a_search_filters_with_and_without_a_query(session: SqlSession) -> None:
     """By the same language."""
-    engine.run(
+    session.run(
         *(
             PutOp(("n",), f"k{i}", {"text": f"t{i}", "n": i, "tags": ["x"] * (i % 2)})
             for i in range(20)
@@ -536,63 +536,63 @@ def test_a_search_filters_with_and_without_a_query(engine: Engine) -> None:
     )
     wanted = {"n": {"$gte": 9, "$lt": 13}, "tags": {"$contains": "x"}}
     for query in (None, "t1"):
-        assert sorted(keys(engine.search("n", query=query, filter=wanted))) == ["k11", "k9"]
+        assert sorted(keys(session.search("n", query=query, filter=wanted))) == ["k11", "k9"]
 
 
-def test_a_query_without_an_index_is_ignored(engine: Engine) -> None:
+def test_a_query_without_an_index_is_ignored(session: SqlSession) -> None:
     """As by the parent and InMemoryStore, which LangMem and LangGraph Server send one to."""
-    without = engine.with_tables(index=None)
+    without = session.with_tables(index=None)
     for key in ("a", "b", "c"):
         without.put(key, {"text": key})
     assert keys(without.search("n", query="a")) == keys(without.search("n")) == ["c", "b", "a"]
     assert [item.score for item in without.search("n", query="a")] == [None, None, None]
 
 
-def test_a_query_that_is_no_text_is_refused(engine: Engine) -> None:
+def test_a_query_that_is_no_text_is_refused(session: SqlSession) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match="query="):
-        engine.search("n", query=5)
+        session.search("n", query=5)
 
 
 @pytest.mark.parametrize("page", [{"limit": -1}, {"offset": -1}, {"limit": 1.5}, {"limit": True}])
-def test_a_page_that_no_list_has_is_refused(engine: Engine, page: dict[str, Any]) -> None:
+def test_a_page_that_no_list_has_is_refused(session: SqlSession, page: dict[str, Any]) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match=next(iter(page))):
-        engine.search("n", **page)
-    assert not engine.steps
+        session.search("n", **page)
+    assert not session.steps
 
 
-def test_a_limit_of_nothing_asks_for_no_vector(engine: Engine) -> None:
+def test_a_limit_of_nothing_asks_for_no_vector(session: SqlSession) -> None:
     """It finds nothing, and embeds nothing."""
-    engine.put("k", {"text": "a"})
-    assert engine.search("n", query="a", limit=0) == []
-    assert not any(isinstance(step, Embed) for step in engine.steps)
+    session.put("k", {"text": "a"})
+    assert session.search("n", query="a", limit=0) == []
+    assert not any(isinstance(step, Embed) for step in session.steps)
 
 
-def test_a_filter_is_checked_before_anything_is_asked(engine: Engine) -> None:
+def test_a_filter_is_checked_before_anything_is_asked(session: SqlSession) -> None:
     """Also before the query is embedded."""
     with pytest.raises(InvalidFilterError):
-        engine.search("n", query="a", filter={"n": {"$near": 1}})
-    assert not engine.steps
+        session.search("n", query="a", filter={"n": {"$near": 1}})
+    assert not session.steps
 
 
-def test_searches_of_a_batch_share_a_round_trip(engine: Engine) -> None:
+def test_searches_of_a_batch_share_a_round_trip(session: SqlSession) -> None:
     """Their queries too are embedded together, equal ones once."""
-    engine.put("a", {"text": "a"})
-    engine.put("b", {"text": "b"})
-    found = engine.run(
+    session.put("a", {"text": "a"})
+    session.put("b", {"text": "b"})
+    found = session.run(
         SearchOp(("n",), query="a", limit=1),
         SearchOp((), query="b", limit=1, filter={"text": "b"}),
         SearchOp(("n",), query="a", limit=1, offset=1),
     )
     assert [[item.key for item in items] for items in found] == [["a"], ["b"], ["b"]]
-    assert [type(step) for step in engine.steps] == [Embed, Transaction]
-    assert engine.steps[0] == Embed((), ("a", "b"))
+    assert [type(step) for step in session.steps] == [Embed, Transaction]
+    assert session.steps[0] == Embed((), ("a", "b"))
 
 
 def test_scores_do_not_rise_within_a_page(crowd: Crowd) -> None:
-    """Also where a walk meets items out of order."""
+    """Also where an index scan returns items out of order."""
     for offset in (0, 20, 200):
-        page = crowd.engine.search("users", "middling", query=QUERIES[3], limit=200, offset=offset)
+        page = crowd.session.search("users", "middling", query=QUERIES[3], limit=200, offset=offset)
         assert all(a >= b for a, b in pairwise(scores(page)))
         assert len(page) == 200

@@ -79,7 +79,7 @@ def test_the_longest_expired_go_first(owner):
 
 
 def test_items_that_somebody_holds_are_left_for_the_next_sweep(database, owner):
-    """The sweeper waits for nobody, so it cannot take part in a deadlock."""
+    """The sweeper waits for no lock, so it cannot take part in a deadlock."""
     put(owner, 5, prefix="old", minutes=-1)
     with connect(database.owner_dsn) as busy, busy.transaction():
         busy.execute("SELECT FROM store WHERE key = '3' FOR NO KEY UPDATE")

@@ -1,4 +1,4 @@
-"""The smallest driver of a conversation: one psycopg connection and an embedding function."""
+"""The smallest executor of a flow: one psycopg connection and an embedding function."""
 
 from __future__ import annotations
 

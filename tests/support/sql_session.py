@@ -1,4 +1,4 @@
-"""The engine alone, on one connection: batches go in, and what they did can be looked at."""
+"""The flows of ``sql/`` on one connection: batches go in, and what they did can be seen."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DIMS = 4
 INDEX = IndexSettings(dims=DIMS, fields=("text",))
 
 
-class Engine:
-    """A tables on a connection; ``steps`` holds what the last batch yielded."""
+class SqlSession:
+    """Tables on a connection; ``steps`` holds what the last batch yielded."""
 
     def __init__(self, connection: psycopg.Connection, tables: StoreTables) -> None:
         self.connection = connection
@@ -69,8 +69,8 @@ class Engine:
         """The documents the last batch asked to embed."""
         return [text for step in self.steps if isinstance(step, Embed) for text in step.documents]
 
-    def with_tables(self, **changes: Any) -> Engine:
-        return Engine(self.connection, replace(self.tables, **changes))
+    def with_tables(self, **changes: Any) -> SqlSession:
+        return SqlSession(self.connection, replace(self.tables, **changes))
 
 
 def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -84,15 +84,17 @@ def _random(text: str) -> list[float]:
 
 
 @contextmanager
-def made(aurora: LocalAurora, name: str, index: IndexSettings | None = INDEX) -> Iterator[Engine]:
-    """An engine on a database of its own, dropped afterwards."""
+def made(
+    aurora: LocalAurora, name: str, index: IndexSettings | None = INDEX
+) -> Iterator[SqlSession]:
+    """A session on a database of its own, dropped afterwards."""
     aurora.create_database(name)
     try:
         with connected(aurora, name) as connection:
-            engine = Engine(connection, StoreTables(index=index))
-            engine.set_up()
+            session = SqlSession(connection, StoreTables(index=index))
+            session.set_up()
             pgvector_types.register(connection, connection.execute(pgvector_types.TYPES).fetchall())
-            yield engine
+            yield session
     finally:
         aurora.drop_database(name)
 

@@ -26,7 +26,7 @@ from tests.support.relations import (
 )
 
 ODD = 'agents\' "memory" 100%'
-LAYOUTS = [
+TABLES = [
     StoreTables(),
     WITH_VECTORS,
     StoreTables(schema="memories", index=THREE),
@@ -74,7 +74,7 @@ def psql(database, script):
     )
 
 
-@pytest.mark.parametrize("tables", LAYOUTS, ids=range(len(LAYOUTS)))
+@pytest.mark.parametrize("tables", TABLES, ids=range(len(TABLES)))
 def test_after_the_script_setup_needs_no_rights(database, admin, role, tables):
     """Run twice, it leaves what setup() under a plain role finds complete."""
     script = ddl(tables, role=role)

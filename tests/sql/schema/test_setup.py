@@ -337,7 +337,7 @@ def test_first_use_costs_one_round_trip(owner):
 
 
 def test_a_missing_index_is_a_warning_at_first_use(owner, caplog):
-    """The store works without it, so it is not refused, but somebody should know."""
+    """The store works without it, so it is not refused, but warned of."""
     drive(setup(WITH_VECTORS), owner)
     owner.execute("DROP INDEX store_vectors_prefix_idx")
     drive(check(WITH_VECTORS), owner)

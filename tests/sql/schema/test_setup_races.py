@@ -30,7 +30,9 @@ from tests.support.relations import (
 
 # Real processes, made from one that has imported all they need.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["driver", "langgraph_aurora_store.sql.schema.setup"])
+processes.set_forkserver_preload(
+    ["tests.support.flow_runner", "langgraph_aurora_store.sql.schema.setup"]
+)
 
 
 def set_up(dsn, together):
@@ -68,7 +70,7 @@ def until(conn, query, params=()):
 
 
 def assert_complete(conn, tables=WITH_VECTORS):
-    """Everything is there and valid, and nobody holds a lock."""
+    """Everything is there and valid, and no lock is held."""
     made = relations(conn)
     drive(check(tables), conn)
     assert drive(setup(tables), conn)
@@ -212,7 +214,7 @@ def test_a_failure_at_any_step_is_raised_and_unlocks(database, owner, start):
 
 
 def test_a_process_killed_in_a_build_leaves_an_index_that_is_repaired(database, owner, admin):
-    """kill -9 while the server builds: what it leaves invalid is dropped and built anew."""
+    """kill -9 while the server builds: what it leaves invalid is dropped and built again."""
     drive(setup(WITH_VECTORS), owner)
     owner.execute("DROP INDEX store_vectors_embedding_idx")
     alone = processes.Barrier(1)
@@ -364,7 +366,7 @@ def test_limits_of_the_role_do_not_end_a_build(database, owner, admin):
 
 
 def test_a_table_in_use_is_not_blocked_for_long(database, owner, admin):
-    """A new column waits in short turns: whoever comes behind it is let through in between."""
+    """A new column waits in short turns: statements behind it are let through in between."""
     drive(setup(WITH_VECTORS), owner)
     owner.execute("ALTER TABLE store DROP COLUMN lifetime")
     with (
@@ -385,7 +387,7 @@ def test_a_table_in_use_is_not_blocked_for_long(database, owner, admin):
 
 
 def test_giving_up_says_what_was_in_the_way(owner):
-    """A table that nobody can lock ends in an error with the last reason, not in a loop."""
+    """A table that cannot be locked ends in an error with the last reason, not in a loop."""
     drive(setup(WITH_VECTORS), owner)
     owner.execute("ALTER TABLE store DROP COLUMN lifetime")
     flow = setup(WITH_VECTORS)
