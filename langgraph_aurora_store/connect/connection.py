@@ -28,7 +28,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
     # By the wall clock: a monotonic one may stand still with a frozen sandbox.
     idle_since: float | None = None
     target: Target | None = None
-    fault: psycopg.Error | None = None
+    statement_error: psycopg.Error | None = None
     made_on_standby: bool = False
 
     @override
@@ -61,7 +61,7 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
 
     idle_since: float | None = None
     target: Target | None = None
-    fault: psycopg.Error | None = None
+    statement_error: psycopg.Error | None = None
     made_on_standby: bool = False
 
     @override
@@ -97,10 +97,10 @@ Connect: TypeAlias = Callable[[], AbstractContextManager[Conn]]
 AsyncConnect: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConn]]
 
 
-def note_fault(connection: psycopg.BaseConnection[Any], fault: psycopg.Error) -> None:
+def note_statement_error(connection: psycopg.BaseConnection[Any], error: psycopg.Error) -> None:
     """Tell the pool that a statement failed so, when the connection is given back to it."""
     if isinstance(connection, AuroraConnection | AsyncAuroraConnection):
-        connection.fault = fault
+        connection.statement_error = error
 
 
 def is_on_standby(connection: psycopg.BaseConnection[Any]) -> bool:

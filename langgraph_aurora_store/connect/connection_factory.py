@@ -103,7 +103,7 @@ class ConnectionFactory(NamedTuple):
         return {
             **libpq_parameters(config.environment() if self.environ is None else self.environ),
             "target": target,
-            # As many names as addresses, which psycopg then dials in turn.
+            # As many names as addresses, which psycopg then tries in turn.
             "host": ",".join([endpoint.host] * max(len(endpoint.addresses), 1)),
             "hostaddr": ",".join(endpoint.addresses),
             "port": target.port,

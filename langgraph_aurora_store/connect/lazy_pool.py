@@ -14,7 +14,7 @@ import psycopg
 from langgraph_aurora_store.connect.connection import (
     AsyncAuroraConnection,
     AuroraConnection,
-    note_fault,
+    note_statement_error,
 )
 from langgraph_aurora_store.connect.connection_factory import ConnectionFactory
 from langgraph_aurora_store.connect.pool import (
@@ -73,7 +73,7 @@ class LazyPool:
             try:
                 yield connection
             except psycopg.Error as exc:
-                note_fault(connection, exc)
+                note_statement_error(connection, exc)
                 raise
             finally:
                 pool.heal(connection)
@@ -132,7 +132,7 @@ class AsyncLazyPool:
             try:
                 yield connection
             except psycopg.Error as exc:
-                note_fault(connection, exc)
+                note_statement_error(connection, exc)
                 raise
             finally:
                 await pool.heal(connection)

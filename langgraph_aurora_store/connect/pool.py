@@ -118,9 +118,9 @@ class AuroraPool(psycopg_pool.ConnectionPool[AuroraConnection]):
         super().putconn(conn)
 
     def heal(self, conn: AuroraConnection) -> None:
-        """Close a connection whose fault the older ones share, and let go of those."""
-        fault, conn.fault = conn.fault, None
-        if not self.health.is_shared(fault, conn):
+        """Close a connection whose failure the older ones share, and let go of those."""
+        error, conn.statement_error = conn.statement_error, None
+        if not self.health.is_shared(error, conn):
             return
         conn.close()
         if self.health.should_renew(conn):
@@ -243,9 +243,9 @@ class AsyncAuroraPool(CancellablePool):
         await super().putconn(conn)
 
     async def heal(self, conn: AsyncAuroraConnection) -> None:
-        """Close a connection whose fault the older ones share, and let go of those."""
-        fault, conn.fault = conn.fault, None
-        if not self.health.is_shared(fault, conn):
+        """Close a connection whose failure the older ones share, and let go of those."""
+        error, conn.statement_error = conn.statement_error, None
+        if not self.health.is_shared(error, conn):
             return
         await conn.close()
         if self.health.should_renew(conn):

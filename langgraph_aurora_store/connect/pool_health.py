@@ -208,15 +208,15 @@ class PoolHealth:
         left_s = self._backoff_until - self._clock()
         return left_s if left_s > 0 and not self.is_alive() else 0.0
 
-    def is_shared(self, fault: psycopg.Error | None, connection: AnyConnection) -> bool:
-        """Whether what a statement failed of holds for the connections made before as well.
+    def is_shared(self, error: psycopg.Error | None, connection: AnyConnection) -> bool:
+        """Whether a statement failed of what holds for the connections made before as well.
 
-        So it is where the writer is one no more, and where a pooler mixes prepared statements.
+        A demoted writer does, and a pooler that mixes prepared statements.
         """
-        if isinstance(fault, POOLER_ERRORS):
-            self.found_pooler(f"{type(fault).__name__} of a statement that was prepared")
+        if isinstance(error, POOLER_ERRORS):
+            self.found_pooler(f"{type(error).__name__} of a statement that was prepared")
             return True
-        is_read_only = isinstance(fault, psycopg.errors.ReadOnlySqlTransaction)
+        is_read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
         return is_read_only and not serves_reads_only(connection)
 
     def found_pooler(self, why: str) -> None:

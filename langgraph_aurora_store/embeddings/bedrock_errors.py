@@ -38,7 +38,7 @@ _PROFILE = re.compile(r"^([a-z]{2,6}(?:-gov)?)\.(.+)$")
 
 
 def explain(error: Exception, *, model: str, region: Region, texts: Sequence[str]) -> Failure:
-    """The fault behind an exception of ``invoke_model``, or of reading its answer."""
+    """The failure behind an exception of ``invoke_model``, or of reading its answer."""
     from botocore.exceptions import ClientError, HTTPClientError
 
     if _is_of_credentials(error):  # a client's own
@@ -51,11 +51,11 @@ def explain(error: Exception, *, model: str, region: Region, texts: Sequence[str
     if type(error) is HTTPClientError and "header" in str(error):
         secrets = [*texts, str(error)]  # http.client quotes a header's value, such as a token
     if isinstance(error, ClientError):
-        fault = _refused(error, model, region, texts)
+        failure = _refused(error, model, region, texts)
     else:
-        fault = _unanswered(error, model, region, secrets)
-    attach_cause(fault.error, error, secrets)
-    return fault
+        failure = _unanswered(error, model, region, secrets)
+    attach_cause(failure.error, error, secrets)
+    return failure
 
 
 def _unsigned(error: CredentialsError, where: str) -> Failure:

@@ -28,7 +28,7 @@ from langgraph_aurora_store.connect.connection import (
     Conn,
     Connect,
     is_demoted,
-    note_fault,
+    note_statement_error,
 )
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.text_labels import text_labels
@@ -223,7 +223,7 @@ class Executor:
         if is_read_only(exc) and not is_closed:
             (((is_final,),),) = self._execute(conn, READ_ONLY_CAUSE, prepare=False)
             exc = read_only_role() if is_final else exc
-        note_fault(conn, exc)
+        note_statement_error(conn, exc)
         if costs_connection(exc):
             conn.close()
         return Failure(exc, is_closed)
@@ -437,7 +437,7 @@ class AsyncExecutor:
         if is_read_only(exc) and not is_closed:
             (((is_final,),),) = await self._execute(conn, READ_ONLY_CAUSE, prepare=False)
             exc = read_only_role() if is_final else exc
-        note_fault(conn, exc)
+        note_statement_error(conn, exc)
         if costs_connection(exc):
             await conn.close()
         return Failure(exc, is_closed)

@@ -1,4 +1,4 @@
-"""When a transaction is run again after a fault of the server or the link, and when no more.
+"""When a transaction is run again after a failure of the server or the link, and when no more.
 
 Pure: the executors ask and sleep. A retry needs three things: the failure is transient; a
 repetition is harmless (a read, an idempotent write, one that was surely rolled back, or one whose
@@ -111,7 +111,7 @@ class Failure(NamedTuple):
 
 
 def is_of_libpq(exc: psycopg.Error) -> bool:
-    """Whether libpq reports a fault of the link, and no server an error.
+    """Whether libpq reports a failure of the link, and no server an error.
 
     psycopg may take the connection for open nevertheless: one that is lost while a pipeline ends
     stays "busy", and fails every later statement.

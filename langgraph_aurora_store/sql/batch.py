@@ -1,4 +1,4 @@
-"""A batch of LangGraph operations as one conversation.
+"""A batch of LangGraph operations as one flow.
 
 As in the parent, and in ``InMemoryStore``, a batch reads first and writes last, whatever the order
 of its operations: reads see the state before the batch. Everything is checked and converted before

@@ -1,8 +1,8 @@
-"""What a conversation with the database and the embedding model is made of.
+"""The steps of a flow, and their replies.
 
-A flow is a generator that yields steps and receives their replies; a driver performs them. The
-flows are pure: the same flow runs under a blocking and under an asyncio driver, and a test can
-answer it by hand. A driver throws what a step raised into the flow, at the ``yield`` that asked
+A flow is a generator that yields steps and receives their replies; an executor performs them.
+Flows are pure: the blocking and the asyncio executor run the same one, and a test can answer it by
+hand. An executor throws what a step raised into the flow, at the ``yield`` that asked
 for it, so that a flow can clean up or choose another way.
 
 ```

@@ -41,8 +41,8 @@ def to_json(value: object, namespace: tuple[str, ...], key: str) -> str:
         raise InvalidItemError(
             f"{at(namespace, key)}: the value must be a mapping, not {type(value).__name__}"
         )
-    if fault := _fault(value):
-        field, reason = fault
+    if found := _unstorable_part(value):
+        field, reason = found
         raise InvalidItemError(f"{at(namespace, key, field)}: {reason}")
     try:
         document = json.dumps(value, ensure_ascii=False, allow_nan=False, default=dict)
@@ -70,7 +70,7 @@ def is_storable(text: str) -> bool:
     return _UNSTORABLE.search(text) is None
 
 
-def _fault(document: object) -> tuple[str | None, str] | None:
+def _unstorable_part(document: object) -> tuple[str | None, str] | None:
     """The field and the reason of what makes a document no JSON, looking as deep as it may go."""
     opened = [iter([("", document)])]
     while opened:

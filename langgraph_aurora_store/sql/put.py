@@ -1,7 +1,7 @@
 """Writing and deleting items and their vectors, all of a batch in one transaction.
 
 Rows are locked in one order of keys, whatever a batch does to them, so that batches wait for each
-other but never in a circle. Whoever writes a key's vectors holds the key's row in ``store``.
+other but never in a circle. A write of a key's vectors holds the key's row in ``store``.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def statements(
 def too_large(writes: Writes) -> InvalidItemError | None:
     """Which item the server could not hold, where one is large enough for that.
 
-    Nobody can tell beforehand: it is the compressed index row that has to fit.
+    It cannot be told beforehand: it is the compressed index row that has to fit.
     """
     longest = max(writes.puts, key=_address_bytes)
     largest = max(writes.puts, key=lambda put: len(put.value or ""))
