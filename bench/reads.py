@@ -42,7 +42,7 @@ def gets(cluster: LocalAurora) -> list[Row]:
                 stores["ours"].put((f"ns{number}",), "k", {"n": number})
             with psycopg.connect(cluster.admin_dsn_for("bench_gets"), autocommit=True) as admin:
                 admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO bench")
-        through_gate = psycopg.conninfo.make_conninfo(
+        through_proxy = psycopg.conninfo.make_conninfo(
             host="localhost",
             port=cluster.port,
             user="bench",
@@ -50,7 +50,7 @@ def gets(cluster: LocalAurora) -> list[Row]:
             dbname="bench_gets",
             sslmode="require",
         )
-        with both_connected(through_gate) as stores:
+        with both_connected(through_proxy) as stores:
             operations = [GetOp((f"ns{number}",), "k") for number in range(10)]
             trips: dict[str, dict[str, float]] = {}
             for name, store in stores.items():

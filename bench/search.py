@@ -213,7 +213,7 @@ def side_by_side(
 ) -> dict[str, float]:
     """Median milliseconds of each search.
 
-    A query is asked in one order after another: whoever asks what was just asked finds it cached.
+    A query is asked in one order after another: a question that was just asked is cached.
     """
     times: dict[str, list[float]] = {name: [] for name in searches}
     for query, turns in zip([*asked] * ROUNDS, cycle(permutations(searches.items()))):

@@ -40,7 +40,7 @@ def dump(side: SaverSide) -> list[tuple[Any, ...]]:
 
 
 def test_the_tables_are_the_parents(saver_side: SaverSide, aurora: Any) -> None:
-    """To the last default, whoever makes them; and the other side then finds nothing to do."""
+    """To the last default, whichever makes them; and the other side then finds nothing to do."""
     with saver_side.saver() as saver:
         made = dump(saver_side)
         SaverSide(not saver_side.is_ours, saver_side.database).saver_class(saver.conn).setup()
@@ -200,7 +200,7 @@ def test_s3_without_autocommit_it_is_committed(saver_side: SaverSide) -> None:
 
 
 def test_indexes_are_built_while_a_snapshot_is_open(saver_side: SaverSide) -> None:
-    """New tables get theirs at once; the parent waits for whoever has looked before."""
+    """New tables get theirs at once; the parent waits for those that have looked before."""
     with psycopg.connect(saver_side.database.admin_dsn) as snapshot:
         snapshot.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         snapshot.execute("SELECT 1 FROM pg_class")

@@ -418,7 +418,7 @@ def test_way_in_that_is_closed_is_told_after_one_attempt(open_pool: Open) -> Non
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
         address = deaf.getsockname()
-        for _ in range(4):  # fills the queue, so that the kernel drops whoever comes next
+        for _ in range(4):  # fills the queue, so that the kernel drops the next
             dial = stack.enter_context(socket.socket())
             dial.setblocking(False)
             dial.connect_ex(address)
@@ -557,7 +557,7 @@ def test_policys_resource_is_of_the_right_partition(
 
 
 def test_iam_may_be_off_where_nobody_has_looked(cluster: LocalAurora, open_pool: Open) -> None:
-    """By the endpoint's name nobody was asked whether the cluster takes tokens at all."""
+    """Nothing tells for an endpoint's name whether the cluster takes tokens at all."""
     cluster.iam_enabled = False
     error, _ = raised_by(open_pool(by_address(cluster)).fetch)
     assert type(error) is AuthenticationError

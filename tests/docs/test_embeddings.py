@@ -51,7 +51,7 @@ def test_each_option_is_told_with_its_default(embeddings: type) -> None:
 
 
 def test_each_family_is_named() -> None:
-    """Whoever describes a model of their own finds the families."""
+    """The families are listed, for describing a model of one's own."""
     assert [name for name in WIRE_FORMATS if f"`{name}`" not in PAGE] == []
 
 

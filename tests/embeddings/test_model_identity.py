@@ -93,7 +93,7 @@ async def test_another_model_embeds_again(embedded: Callable[..., Any], other: N
 async def test_a_model_without_a_name_is_trusted_within_its_store(
     embedded: Callable[..., Any],
 ) -> None:
-    """Nobody can tell whether the next store's is the same; what is no text is no name."""
+    """It cannot be told whether the next store's is the same; what is no text is no name."""
     for attributes in ({}, {"dimensions": 8}, {"model": object()}, {"model": ""}):
         assert await embedded(Named(**attributes), times=2) == [True, False]
 

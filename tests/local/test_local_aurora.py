@@ -406,7 +406,7 @@ def test_a_stalled_link_passes_nothing_and_stays_open(database: Database):
             asking.result(timeout=30)
 
 
-def test_a_statement_can_be_cancelled_through_the_gate(database: Database):
+def test_a_statement_can_be_cancelled_through_the_proxy(database: Database):
     """libpq's cancel request travels on a connection of its own."""
     with (
         connect(database.cluster) as connection,

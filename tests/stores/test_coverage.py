@@ -160,7 +160,7 @@ async def test_a_large_table_is_sampled(
 async def test_a_table_of_a_stranger_is_named(
     aurora: LocalAurora, sql: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever may create in the schema could have made it first, and reads what is put there."""
+    """A role that may create in the schema may have made it first, and read what is put there."""
     sql.execute("CREATE ROLE mallory")
     try:
         sql.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO langmem")

@@ -69,7 +69,7 @@ def traps_set(admin_dsn: str, *, types: Sequence[str] = TYPES) -> Iterator[None]
 
 
 def trap_statements(types: Sequence[str]) -> Iterator[str]:
-    """What the other role runs: whoever uses one of these gets an error."""
+    """What the other role runs: a statement that uses one of these fails."""
     body = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught in a trap'; END $$;"
     for left, right in product(types, types):
         yield f"CREATE FUNCTION trap({left}, {right}) RETURNS bool {body}"

@@ -16,7 +16,7 @@ from tests.support.store_kinds import DIMS, Letters, Table
 __all__ = ["side"]
 
 WITH_LETTERS = {"index": {"dims": DIMS, "embed": Letters(), "fields": ["text"]}}
-# As a large table has it by itself: the walk along the vector index looks cheapest.
+# As a large table has it by itself: the scan of the vector index looks cheapest.
 BY_VECTOR_INDEX = {"enable_sort": "off", "enable_seqscan": "off", "enable_bitmapscan": "off"}
 
 

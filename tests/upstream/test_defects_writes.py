@@ -183,7 +183,7 @@ async def test_w2_no_connection_is_held_while_the_model_is_awaited(side: Side, m
 
 
 async def test_w3_one_bad_operation_fails_alone(side: Side) -> None:
-    """W3: one NUL fails the parent's whole tick."""
+    """W3: one NUL fails all that the parent has queued with it."""
     async with side.async_store(pool=POOL) as store:
         calls = [store.aput(("a",), f"{i}", {"v": i or "\0"}) for i in range(10)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -193,7 +193,7 @@ async def test_w3_one_bad_operation_fails_alone(side: Side) -> None:
 
 
 async def test_w3_an_outage_of_the_model_leaves_a_read_working(side: Side, model: Held) -> None:
-    """W3: on the parent a plain aget of the same tick fails with the model's error."""
+    """W3: on the parent a plain aget that is queued with it fails with the model's error."""
     async with side.async_store(pool=POOL, **indexed(model)) as store:
         await store.aput(("a",), "k", {})
         calls = store.aput(("a",), "x", {"text": "broken"}), store.aget(("a",), "k")
