@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import iter_unpack
 
 WITHHELD = "its message quotes what was sent and is withheld"
@@ -56,29 +55,32 @@ def _forms(secret: str) -> set[str]:
 
 
 class _Said:
-    """A message by its blocks, so that many texts can be compared with it."""
+    """A message by its blocks and runs, so that many texts can be compared with it."""
 
     def __init__(self, said: bytes) -> None:
-        self._said = said
-        self._starts: dict[tuple[bytes], list[int]] = defaultdict(list)
-        for start in range(len(said) - _BLOCK + 1):
-            self._starts[(said[start : start + _BLOCK],)].append(start)
-        self._blocks = frozenset(self._starts)
+        self._blocks = frozenset((block,) for block in _windows(said, _BLOCK))
+        self._runs = frozenset(_windows(said, TELLING_RUN))
 
     def shares_run(self, text: bytes) -> bool:
-        """Whether message and ``text`` share a run of ``TELLING_RUN`` bytes."""
+        """Whether message and ``text`` share a run of ``TELLING_RUN`` bytes.
+
+        It takes time in proportion to the text, whatever either holds.
+        """
         padded = text + bytes(-len(text) % _STRIDE)
         common = self._blocks.intersection(iter_unpack(f"{_BLOCK}sx", padded))
-        return any(run in text for block in common for run in self._runs_around(block))
+        if not common:
+            return False
+        blocks = enumerate(iter_unpack(f"{_BLOCK}sx", padded))
+        starts = (_STRIDE * number for number, block in blocks if block in common)
+        return any(
+            text[first : first + TELLING_RUN] in self._runs
+            for start in starts
+            for first in range(max(0, start + _BLOCK - TELLING_RUN), start + 1)
+        )
 
-    def _runs_around(self, block: tuple[bytes]) -> set[bytes]:
-        """Every run of the message that holds ``block``."""
-        last = len(self._said) - TELLING_RUN
-        return {
-            self._said[first : first + TELLING_RUN]
-            for start in self._starts[block]
-            for first in range(max(0, start + _BLOCK - TELLING_RUN), min(start, last) + 1)
-        }
+
+def _windows(said: bytes, length: int) -> Iterator[bytes]:
+    return (said[start : start + length] for start in range(len(said) - length + 1))
 
 
 def _holds_word(message: str, word: str) -> bool:

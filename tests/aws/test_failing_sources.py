@@ -15,8 +15,20 @@ import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
 from langgraph_aurora_store.embeddings import BedrockEmbeddings
-from langgraph_aurora_store.errors import CredentialsError, EmbeddingCredentialsError
-from tests.support.credential_sources import SECRET, SOURCES, Source, Surroundings, set_up
+from langgraph_aurora_store.errors import (
+    ClusterError,
+    CredentialsError,
+    EmbeddingCredentialsError,
+)
+from tests.support.credential_sources import (
+    HANG,
+    SECRET,
+    SOURCES,
+    Source,
+    StandIn,
+    Surroundings,
+    set_up,
+)
 
 WRITER = "x.cluster-abcdefghijkl.us-east-1.rds.amazonaws.com"
 TITAN = "amazon.titan-embed-text-v2:0"
@@ -126,6 +138,52 @@ def test_a_failing_source_is_named_in_time_and_in_no_word_of_a_secret(
         assert SECRET not in shown(error)
     assert SECRET not in caplog.text
     assert [thread for thread in left if thread.is_alive()] == []
+
+
+async def together(cluster: str, deadline_s: float) -> list[tuple[object, float]]:
+    """What twenty calls of one moment raised, each after how many seconds."""
+    pool = PoolSettings(timeout_s=deadline_s, min_size=0)
+    store = AsyncAuroraStore.from_cluster(cluster, user="u", database="d", pool=pool)
+
+    async def one() -> tuple[object, float]:
+        begun = time.monotonic()
+        [error] = await asyncio.gather(store.aget(("a",), "k"), return_exceptions=True)
+        return error, time.monotonic() - begun
+
+    try:
+        return await asyncio.gather(*(one() for _ in range(20)))
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "source", "kind"),
+    [(WRITER, "agent: hangs", CredentialsError), ("mem", None, ClusterError)],
+    ids=["credentials", "lookup"],
+)
+def test_calls_that_run_together_end_in_the_time_of_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: str,
+    source: str | None,
+    kind: type[Exception],
+) -> None:
+    """What all of them would meet with is not waited for again by each alone."""
+    around = Surroundings(tmp_path, monkeypatch)
+    hanging = next((one for one in SOURCES if one.name == source), NO_SOURCE)
+    with set_up(hanging, around), StandIn(lambda _: HANG) as rds:
+        around.set(AWS_ENDPOINT_URL_RDS=rds.url)
+        outcomes = asyncio.run(together(cluster, 3.0))
+    for error, took_s in outcomes:
+        assert isinstance(error, kind)
+        assert took_s < 3.0 + GRACE_S
+
+
+NO_SOURCE = Source(
+    "keys",
+    lambda around: around.set(AWS_ACCESS_KEY_ID="AKIAEXAMPLE", AWS_SECRET_ACCESS_KEY=SECRET),
+    "",
+)
 
 
 def is_waiting(thread: threading.Thread, before: set[threading.Thread]) -> bool:
