@@ -92,9 +92,14 @@ class AwsSession:
         """Whether the session is of a class of the user's, whose clients may sign as they like."""
         import botocore.session
 
+        session = self.open()
         boto3 = sys.modules.get("boto3.session")
-        kinds = (botocore.session.Session, getattr(boto3, "Session", None))
-        return type(self.open()) not in kinds
+        for base in (botocore.session.Session, getattr(boto3, "Session", None)):
+            if base is not None and isinstance(session, base):
+                made_by = ("client", "create_client", "get_credentials")
+                kind = type(session)
+                return any(getattr(kind, n, None) is not getattr(base, n, None) for n in made_by)
+        return True
 
     def region(self, environ: Mapping[str, str] | None = None) -> Region | None:
         """The region of whatever has none of its own; the one rule for database and Bedrock.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
 
 from langgraph_aurora_store import AsyncAuroraStore, AuroraStore, PoolSettings
@@ -177,6 +178,29 @@ def test_calls_that_run_together_end_in_the_time_of_one(
     for error, took_s in outcomes:
         assert isinstance(error, kind)
         assert took_s < 3.0 + GRACE_S
+
+
+def test_a_session_of_a_subclass_keeps_the_deadline_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the class makes its clients and finds its credentials as boto3's does."""
+
+    class Mine(boto3.Session):
+        pass
+
+    [hangs] = [source for source in SOURCES if source.name == "agent: hangs"]
+    with set_up(hangs, Surroundings(tmp_path, monkeypatch)):
+        model = BedrockEmbeddings(
+            TITAN, session=Mine(), endpoint_url="http://127.0.0.1:9", deadline_s=TRANSIENT_S
+        )
+
+        def embed(_: float) -> None:
+            model.embed_query("tea")
+
+        error, took_s = outcome(embed, TRANSIENT_S)
+        model.close()
+    assert isinstance(error, EmbeddingCredentialsError)
+    assert took_s < TRANSIENT_S + GRACE_S
 
 
 NO_SOURCE = Source(
