@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def _by_text(
 
 
 def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector | HalfVector:
-    numbers = values.tolist() if hasattr(values, "tolist") else list(values)
+    numbers = _numbers(values, name)
     if len(numbers) != index.dims:
         raise EmbeddingResponseError(
             f"the embedding of {name} has {len(numbers)} dimensions; the index holds {index.dims}"
@@ -106,3 +106,16 @@ def _vector(values: Sequence[float], name: str, index: IndexSettings) -> Vector 
     if not math.isfinite(sum(vector.to_list())):
         raise EmbeddingResponseError(f"the embedding of {name} holds NaN or infinity")
     return vector
+
+
+def _numbers(values: object, name: str) -> list[float]:
+    """A model's vector as a list: of a sequence, an array of numpy, or a class of pgvector's."""
+    for to_list in ("tolist", "to_list"):
+        if hasattr(values, to_list):
+            numbers: list[float] = getattr(values, to_list)()
+            return numbers
+    if not isinstance(values, Iterable):
+        raise EmbeddingResponseError(
+            f"the embedding of {name} is of type {type(values).__name__}, and no list of numbers"
+        )
+    return list(values)

@@ -7,6 +7,7 @@ from pgvector.psycopg.halfvec import HalfVectorDumper
 from pgvector.psycopg.vector import VectorDumper
 
 from langgraph_aurora_store.local import LocalAurora
+from langgraph_aurora_store.sql.vector_values import vector_classes
 from tests.support.store_kinds import DIMS, Letters, opened, set_up
 
 CONNECTIONS = 5
@@ -40,3 +41,18 @@ async def test_a_further_connection_leaves_no_classes_behind(
         for _ in range(CONNECTIONS):
             await use()
         assert dumpers() - known == set()
+
+
+@pytest.mark.parametrize("kind", ["blocking-pool", "asyncio-pool"])
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_function_may_return_pgvectors_own_classes(
+    kind: str, number: int, aurora: LocalAurora
+) -> None:
+    """From pgvector-python 0.5 on they are no sequences."""
+    made = vector_classes()[number]
+    index = {"dims": 3, "embed": lambda texts: [made([1.0, 2.0, len(text)]) for text in texts]}
+    with set_up(aurora, "dumpers", index=index):
+        async with opened(kind, aurora, "dumpers", index=index) as store:
+            await store.put(("n",), "k", {"text": "tea"}, index=["text"])
+            (found,) = await store.search(("n",), query="tea")
+    assert found.score == pytest.approx(1.0)

@@ -494,6 +494,8 @@ def flow_from(step: Any, flow: Any) -> Any:
         ([["a", "b", "c", "d"]], "no number"),
         ([["1.0", "2.0", "3.0", "4.0"]], "no number"),
         ([[None] * DIMS], "no number"),
+        ([None], "no list of numbers"),
+        ([1.0], "of type float"),
     ],
 )
 def test_an_unusable_vector_is_named_and_nothing_is_written(
