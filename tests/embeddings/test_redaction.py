@@ -87,6 +87,16 @@ def test_a_long_message_about_many_texts_is_looked_through_at_once(count: int) -
     assert time.process_time() - started < LONGEST_S
 
 
+def test_a_message_of_one_letter_is_looked_through_at_once() -> None:
+    """Every place of it resembles every place of every text, and no run is shared."""
+    texts = [("0" * 11 + str(number % 9 + 1)) * 160 for number in range(500)]
+    begun = time.perf_counter()
+    assert not quotes("0" * 11 + "x" + "x0" * 2_000, texts)
+    assert not quotes("x".join(["0" * 11] * 340), texts)
+    assert quotes("0" * 4_096, [*texts, "0" * 12])
+    assert time.perf_counter() - begun < 4 * LONGEST_S
+
+
 async def test_the_event_loop_goes_on_while_a_failure_is_explained() -> None:
     """A refusal of 64 kB to a request of 400 texts of 2 kB holds the loop up for a moment only."""
     with openai.OpenAI() as service:
