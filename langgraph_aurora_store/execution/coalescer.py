@@ -24,6 +24,7 @@ import psycopg
 from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, Result, SearchOp
 
 from langgraph_aurora_store.connect.connection import AsyncConnect
+from langgraph_aurora_store.errors import ClusterError, CredentialsError, EmbeddingError
 from langgraph_aurora_store.execution.key_locks import KeyLocks
 from langgraph_aurora_store.execution.lost_write_log import log_failed_writes
 
@@ -228,9 +229,11 @@ class OperationCoalescer:
 
 
 def _fails_all(exc: Exception) -> bool:
-    """Whether every operation would fail like this, because the server does not serve."""
-    if isinstance(exc, psycopg.errors.ReadOnlySqlTransaction):
+    """Whether every operation would fail like this, because the server cannot be had."""
+    if isinstance(exc, psycopg.errors.ReadOnlySqlTransaction | ClusterError):
         return True
+    if isinstance(exc, CredentialsError):  # a model's leave alone what is not embedded
+        return not isinstance(exc, EmbeddingError)
     return isinstance(exc, psycopg.OperationalError) and not isinstance(exc, _OPERATION_ERRORS)
 
 
