@@ -33,7 +33,7 @@ AuroraStoreError
 ├── WrongLoopError (asyncio.InvalidStateError)   blocking code on an asyncio store's event loop
 └── EmbeddingError                       the embedding service or model failed
     ├── EmbeddingAccessError             a permission, a key or a model's activation is missing
-    ├── EmbeddingCredentialsError (CredentialsError)  AWS credentials could not be had
+    ├── EmbeddingCredentialsError (CredentialsError)  AWS credentials could not be obtained
     │   └── EmbeddingCredentialsMissingError (EmbeddingAccessError)  and waiting does not mend it
     └── EmbeddingResponseError           vectors of the wrong count, length or content
 ```
@@ -189,7 +189,7 @@ class EmbeddingAccessError(EmbeddingError):
 
 
 class EmbeddingCredentialsError(EmbeddingError, CredentialsError):
-    """AWS credentials to embed with could not be had; ``is_transient`` tells a passing trouble."""
+    """AWS credentials to embed with could not be obtained; ``is_transient``: a retry may help."""
 
 
 class EmbeddingCredentialsMissingError(EmbeddingCredentialsError, EmbeddingAccessError):

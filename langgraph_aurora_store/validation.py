@@ -170,7 +170,7 @@ def check_variables(**found: str | None) -> None:
 
 
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a setting that is none of a few words.
+    """Refuse a setting that is not one of a few words.
 
     Raises:
         ConfigurationError: it is none of ``choices``.

@@ -74,7 +74,7 @@ class AwsSession:
         A thread of the parent may have been refreshing them. Credentials that these are made of in
         turn, as an assumed role's are, keep their own locks.
         """
-        # Of botocore 1.44; what another version calls otherwise is let be.
+        # Names of botocore 1.44; a version that has others is left alone.
         session = self._keys.session if self._keys else self._given
         core = getattr(session, "_session", session)
         credentials: Any = getattr(core, "_credentials", None)

@@ -289,7 +289,7 @@ def _is_amazons(url: str, region: str) -> bool:
 
 
 def _check_host(host: str, name: ClusterName, region: Region) -> None:
-    """Refuse to make a login for a host that is none of RDS in the region that was asked."""
+    """Refuse to make a login for a host that is not one of RDS in the region that was asked."""
     endpoint = parse_host(host)
     if endpoint.kind == "alias" or endpoint.region != region.name:
         raise ClusterError(

@@ -59,7 +59,7 @@ def explain(error: Exception, *, model: str, region: Region, texts: Sequence[str
 
 
 def _unsigned(error: CredentialsError, where: str) -> Failure:
-    """Credentials could not be had, and `AwsSession` has said why."""
+    """Credentials could not be obtained, and `AwsSession` has said why."""
     kind = EmbeddingCredentialsError if error.is_transient else EmbeddingCredentialsMissingError
     failure = kind(f"{where}: {error}")
     failure.is_transient = error.is_transient

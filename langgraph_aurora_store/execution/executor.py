@@ -214,7 +214,7 @@ class Executor:
             return self._failure(conn, exc, step)
 
     def _failure(self, conn: Conn, exc: psycopg.Error, step: Transaction | Autocommit) -> Failure:
-        """What an attempt failed of; closes a connection that is of no more use."""
+        """What an attempt failed of; closes a connection that cannot be used again."""
         is_closed = conn.closed
         if is_read_only(exc) and self._reader is not None:
             return Failure(read_only_endpoint(self._reader), is_closed)
@@ -428,7 +428,7 @@ class AsyncExecutor:
     async def _failure(
         self, conn: AsyncConn, exc: psycopg.Error, step: Transaction | Autocommit
     ) -> Failure:
-        """What an attempt failed of; closes a connection that is of no more use."""
+        """What an attempt failed of; closes a connection that cannot be used again."""
         is_closed = conn.closed
         if is_read_only(exc) and self._reader is not None:
             return Failure(read_only_endpoint(self._reader), is_closed)

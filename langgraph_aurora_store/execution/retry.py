@@ -1,4 +1,4 @@
-"""When a transaction is run again after a failure of the server or the link, and when no more.
+"""When a transaction is run again after the server or the link failed, and when it is given up.
 
 Pure: the executors ask and sleep. A retry needs three things: the failure is transient; a
 repetition is harmless (a read, an idempotent write, one that was surely rolled back, or one whose
@@ -121,7 +121,7 @@ def is_of_libpq(exc: psycopg.Error) -> bool:
 
 
 def costs_connection(exc: psycopg.Error) -> bool:
-    """Whether a connection is of no more use after this error."""
+    """Whether a connection cannot be used again after this error."""
     sqlstate = exc.sqlstate or ""
     is_fatal = _LOST_LINK.match(sqlstate) or _POOLED.match(sqlstate)
     return is_read_only(exc) or is_of_libpq(exc) or bool(is_fatal)
@@ -139,7 +139,7 @@ def is_optional(step: Transaction | Autocommit) -> bool:
 
 def demoted() -> psycopg.errors.ReadOnlySqlTransaction:
     """The error of a read that a former writer has answered."""
-    return psycopg.errors.ReadOnlySqlTransaction("the server is the writer no more")
+    return psycopg.errors.ReadOnlySqlTransaction("the server is no longer the writer")
 
 
 def read_only_endpoint(endpoint: str) -> ReadOnlyEndpointError:

@@ -556,7 +556,7 @@ class Parts:
         self.proxy.present(authority.issue(dict.fromkeys(hosts), expired=expired))
 
     def answer(self, question: Mapping[str, object]) -> Answer:
-        """Answer the proxy's process, and have it ask no more about commits once all are lost."""
+        """Answer the proxy's process, and have it stop asking about commits once all are lost."""
         answer = self.admission.answer(question)
         if question["ask"] == "commit" and not self.admission.policy.drop_replies:
             self.proxy.controls.set(watched=False)

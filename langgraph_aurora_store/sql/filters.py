@@ -45,7 +45,7 @@ _DIGITS = r"[0-9]{1,255}(\.[0-9]{0,255})?|\.[0-9]{1,255}"
 _NUMBER = rf"^[ \t-\r]*[+-]?({_DIGITS})([eE][+-]?[0-9]{{1,3}})?[ \t-\r]*$"
 # An escape of JSON's, and not a backslash that is escaped itself before "u0000".
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-# A dotted key may stand for either of two members; beyond a few, an index helps no more.
+# A dotted key may stand for either of two members; beyond a few, an index no longer helps.
 _MOST_TRAILS = 4
 # Characters of SQL for one member: each dotted key doubles them.
 _LONGEST_PLACE = 2_000
