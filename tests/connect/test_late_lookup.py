@@ -72,13 +72,13 @@ def test_a_lookup_that_stays_away_ends_in_time(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: str, reply: str, says: str
 ) -> None:
     """With the reason, and what needs no lookup."""
-    given["pool"] = PoolSettings(min_size=0, timeout_s=1.5)
+    given["pool"] = PoolSettings(min_size=0, timeout_s=3)
     with StandIn(lambda _: reply) as rds:
         monkeypatch.setenv("AWS_ENDPOINT_URL_RDS", rds.url)
         begun = time.monotonic()
         with pytest.raises(ClusterError, match=f"({says}|no answer yet).*host name") as caught:
             CALLS[mode](given)
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 5.5
     assert caught.value.is_transient
     # What waits is no thread that the process's end would wait for.
     assert all(thread.daemon for thread in threading.enumerate() if "lookup" in thread.name)

@@ -568,7 +568,7 @@ class TestIdleSessions:
         """Of two sessions, one that ended with a pipelined write, and a later one that ended with
         a plain statement, the server ends the second and keeps the first."""
         with prepared.admin as conn:
-            conn.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '300ms'")
+            conn.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '1s'")
         stores = [
             AuroraStore.from_cluster(
                 prepared.cluster.identifier,
@@ -586,7 +586,8 @@ class TestIdleSessions:
             for store, is_plain in ((first, False), (second, True)):
                 with store.connection() as conn:
                     pids.append(conn.info.backend_pid)
-                store.batch([PutOp(("users",), "ada", {}), PutOp(("users",), "zoe", None)])
+                for _ in range(2):  # the first write of a connection is followed by a plain one
+                    store.batch([PutOp(("users",), "ada", {}), PutOp(("users",), "zoe", None)])
                 if is_plain:
                     with store.connection() as conn:
                         conn.execute("", prepare=False)

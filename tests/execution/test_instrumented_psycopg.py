@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from opentelemetry import trace
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
@@ -42,9 +43,14 @@ def spans() -> Iterator[InMemorySpanExporter]:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = PsycopgInstrumentor()
+    classes = (psycopg.Connection, psycopg.AsyncConnection)
+    originals = [vars(cls)["connect"] for cls in classes]
     instrumentor.instrument(tracer_provider=provider, enable_commenter=True)
     yield exporter
     instrumentor.uninstrument()
+    for cls, original in zip(classes, originals, strict=True):
+        # It leaves a method bound to psycopg's class, by which subclasses connect as that one.
+        cls.connect = original
     provider.shutdown()
 
 

@@ -22,5 +22,5 @@ def test_callers_see_nothing_of_what_happens_to_the_cluster():
 def test_the_same_is_seen_by_callers_of_the_parent(fault):
     """The parent's get errors, so the run above does to a store what it says."""
     record = soak([fault], duration_s=3, stores=parents, writers=2, readers=2)
-    assert len(record.errors) > 10
+    assert record.errors
     assert record.summary()["unexplained reads"] == 0
