@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from langgraph.store.base import Op, PutOp
 
-from langgraph_aurora_store.errors import AuroraStoreError, RetriesExhaustedError
+from langgraph_aurora_store.errors import AuroraStoreError
+from langgraph_aurora_store.execution.retry import may_have_written
 from langgraph_aurora_store.validation import brief
 
 # Applications filter by the name of 0.1.0.
@@ -47,8 +48,7 @@ def log_failed_writes(ops: Sequence[Op], exc: BaseException) -> None:
         for op in writes[:_NAMED]
     )
     more = f"; and {len(writes) - _NAMED} more" if len(writes) > _NAMED else ""
-    is_open = isinstance(exc, RetriesExhaustedError) and exc.may_have_written
-    outcome = "perhaps not written" if is_open else "not written"
+    outcome = "perhaps not written" if may_have_written(exc) else "not written"
     logger.error("%s: %s%s; reason: %s", outcome, named, more, _reason(exc))
 
 

@@ -120,6 +120,15 @@ def is_of_libpq(exc: psycopg.Error) -> bool:
     return isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None and not is_of_pool
 
 
+def may_have_written(exc: BaseException) -> bool:
+    """Whether a write that a caller sees fail so may have taken effect nevertheless."""
+    if isinstance(exc, RetriesExhaustedError):
+        return exc.may_have_written
+    if isinstance(exc, AuroraStoreError) or not isinstance(exc, psycopg.Error):
+        return False
+    return is_of_libpq(exc) or bool(_LOST_LINK.match(exc.sqlstate or ""))
+
+
 def costs_connection(exc: psycopg.Error) -> bool:
     """Whether a connection cannot be used again after this error."""
     sqlstate = exc.sqlstate or ""

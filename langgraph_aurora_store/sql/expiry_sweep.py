@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from langgraph_aurora_store.sql.flow import Flow, Rows, Statement, Transaction
+from langgraph_aurora_store.sql.commit_mark_sql import counting_mark, marking
+from langgraph_aurora_store.sql.flow import Flow, Statement, Transaction
 from langgraph_aurora_store.sql.schema.introspection import STORE, regclass_name
 from langgraph_aurora_store.sql.store_tables import StoreTables
 
@@ -16,17 +17,20 @@ _TURN = 0x6C617368
 _SWEEP = """
 WITH sweep_lock AS MATERIALIZED (
     SELECT pg_catalog.pg_try_advisory_xact_lock(
-        %s::int, pg_catalog.to_regclass(%s)::oid::int
+        %(turn)s::int, pg_catalog.to_regclass(%(table)s)::oid::int
     ) AS has_lock
 ), expired AS MATERIALIZED (
     SELECT ctid FROM {store}
     WHERE (SELECT has_lock FROM sweep_lock) AND expires_at <= pg_catalog.now()
     ORDER BY expires_at
-    LIMIT %s
+    LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED
-)
-DELETE FROM {store} WHERE ctid = ANY (ARRAY (SELECT ctid FROM expired))
+), deleted AS (
+    DELETE FROM {store} WHERE ctid = ANY (ARRAY (SELECT ctid FROM expired)) RETURNING true
+){mark}
+SELECT {count} FROM deleted
 """
+_COUNT = "pg_catalog.count(*)"
 
 
 def sweep(tables: StoreTables, batch: int = 1000) -> Flow[int]:
@@ -35,11 +39,14 @@ def sweep(tables: StoreTables, batch: int = 1000) -> Flow[int]:
     Each batch is a transaction of its own; the flow ends with the first one that is not full,
     which is also how it ends when another process holds the lock.
     """
-    name = regclass_name(tables, STORE)
-    statement = Statement(_SWEEP.format(store=tables.store), (_TURN, name, batch))
+    marks = counting_mark(tables, counts=_COUNT, rows="deleted")
+    text = _SWEEP.format(store=tables.store, mark=f",\n{marks}" if marks else "", count=_COUNT)
+    params = {"turn": _TURN, "table": regclass_name(tables, STORE), "batch": batch}
     swept = 0
     while True:
-        replies: list[Rows] = yield Transaction((statement,), writes=True, is_idempotent=True)
-        swept += replies[0].touched
-        if replies[0].touched < batch:
+        (((deleted,),),) = yield Transaction(
+            (Statement(text, params),), writes=True, is_idempotent=True, marking=marking(tables)
+        )
+        swept += deleted
+        if deleted < batch:
             return swept

@@ -162,6 +162,21 @@ async def test_delete_of_a_namespace_whose_reply_is_lost_tells_what_it_deleted(
 
 
 @BOTH
+async def test_sweep_whose_reply_is_lost_tells_what_it_deleted(
+    flavour: str, database: Database, model: Letters, sql: psycopg.Connection
+) -> None:
+    """The count is that of the commit."""
+    with LossyLink(database.owner_dsn) as link:
+        async with on_link(flavour, link, model) as store:
+            await store.batch([PutOp(NS, f"k{n}", TEA, ttl=60) for n in range(5)])
+            sql.execute("UPDATE store SET expires_at = now()")
+            link.lose_next_commit()
+            assert await store.sweep_ttl() == 5
+            assert link.lost == 1
+            assert sql.execute("SELECT count(*) FROM store").fetchone() == (0,)
+
+
+@BOTH
 async def test_batch_whose_reply_is_lost_gives_the_same_rows(
     flavour: str, database: Database, model: Letters
 ) -> None:
@@ -378,6 +393,21 @@ async def test_write_that_stays_uncertain_is_called_so(
             with pytest.raises(RetriesExhaustedError, match="may have taken effect") as raised:
                 await store.put(NS, "k", TEA)
             assert raised.value.may_have_written
+    (message,) = errors(caplog)
+    assert message.startswith("perhaps not written: put of namespace ('notes',), key 'k'")
+
+
+@BOTH
+async def test_write_whose_reply_is_lost_without_retries_is_called_uncertain(
+    flavour: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was written, and the log does not deny it."""
+    with LossyLink(database.owner_dsn) as link:
+        async with on_link(flavour, link, Letters(), retry=None) as store:
+            link.lose_next_commit()
+            with pytest.raises(psycopg.OperationalError):
+                await store.put(NS, "k", TEA)
+            assert (await store.get(NS, "k")).value == TEA
     (message,) = errors(caplog)
     assert message.startswith("perhaps not written: put of namespace ('notes',), key 'k'")
 
