@@ -47,6 +47,6 @@ def sweep(tables: StoreTables, batch: int = 1000) -> Flow[int]:
         (((deleted,),),) = yield Transaction(
             (Statement(text, params),), writes=True, is_idempotent=True, marking=marking(tables)
         )
-        swept += deleted
+        swept += int(deleted)
         if deleted < batch:
             return swept
