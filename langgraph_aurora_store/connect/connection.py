@@ -17,6 +17,7 @@ from psycopg.waiting import READY_NONE, READY_R, WAIT_R, WAIT_RW
 from typing_extensions import override
 
 from langgraph_aurora_store.connect.connect_errors import Target, is_timeout, translate
+from langgraph_aurora_store.connect.redacting_cursor import AsyncRedactingCursor, RedactingCursor
 
 
 class AuroraConnection(psycopg.Connection[TupleRow]):
@@ -42,7 +43,7 @@ class AuroraConnection(psycopg.Connection[TupleRow]):
             ConnectError: the attempt failed; a leaf says why.
         """
         try:
-            connection = super().connect(conninfo, **kwargs)
+            connection = super().connect(conninfo, **{"cursor_factory": RedactingCursor, **kwargs})
         except psycopg.OperationalError as error:
             if target is None:
                 raise
@@ -75,7 +76,9 @@ class AsyncAuroraConnection(psycopg.AsyncConnection[TupleRow]):
             ConnectError: the attempt failed; a leaf says why.
         """
         try:
-            connection = await super().connect(conninfo, **kwargs)
+            connection = await super().connect(
+                conninfo, **{"cursor_factory": AsyncRedactingCursor, **kwargs}
+            )
         except psycopg.OperationalError as error:
             if target is None:
                 raise

@@ -30,6 +30,8 @@ from langgraph_aurora_store.connect.connection import (
     is_demoted,
     note_statement_error,
 )
+from langgraph_aurora_store.connect.error_redaction import without_values
+from langgraph_aurora_store.connect.redacting_cursor import hide_values
 from langgraph_aurora_store.embeddings.base import EmbedsQueries
 from langgraph_aurora_store.embeddings.text_labels import text_labels
 from langgraph_aurora_store.errors import AuroraStoreError
@@ -42,7 +44,6 @@ from langgraph_aurora_store.execution.commit_marks import (
     marked,
     outcome_of,
 )
-from langgraph_aurora_store.execution.error_redaction import without_values
 from langgraph_aurora_store.execution.read_routing import (
     READER_TIMEOUT_S,
     WRITTEN,
@@ -548,6 +549,7 @@ def _send_all(
 
 def _send(conn: Conn, statement: Statement, *, prepare: bool | None) -> Cursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
+    hide_values(cursor)
     return cursor.execute(statement.sql, statement.params, prepare=prepare)
 
 
@@ -594,6 +596,7 @@ async def _asend(
     conn: AsyncConn, statement: Statement, *, prepare: bool | None
 ) -> AsyncCursor[TupleRow]:
     cursor = conn.cursor(binary=True, row_factory=tuple_row)
+    hide_values(cursor)
     return await cursor.execute(statement.sql, statement.params, prepare=prepare)
 
 

@@ -77,6 +77,25 @@ async def test_every_operation_works_with_comments_in_its_statements(
     assert DATABASE not in names, "a span named after its database is one of a statement unread"
 
 
+@pytest.mark.parametrize("kind", CLUSTER_KINDS)
+async def test_span_of_a_refused_write_holds_no_value(
+    kind: str, cluster: LocalAurora, spans: InMemorySpanExporter
+) -> None:
+    """PostgreSQL's detail would quote the failing row, and the span is written where it rises."""
+    async with opened(kind, cluster, DATABASE) as store:
+        with psycopg.connect(cluster.admin_dsn_for(DATABASE), autocommit=True) as admin:
+            admin.execute("ALTER TABLE store ADD CONSTRAINT no_locker CHECK (key <> 'locker')")
+            try:
+                with pytest.raises(psycopg.errors.CheckViolation):
+                    await store.put(NAMESPACE, "locker", {"text": "the code is 7431"})
+            finally:
+                admin.execute("ALTER TABLE store DROP CONSTRAINT no_locker")
+    events = [event for span in spans.get_finished_spans() for event in span.events]
+    texts = [str(dict(event.attributes or {})) for event in events]
+    assert any("no_locker" in text for text in texts)
+    assert not any("7431" in text for text in texts)
+
+
 def test_statements_that_differ_by_their_comment_are_not_prepared(
     cluster: LocalAurora, spans: InMemorySpanExporter
 ) -> None:
