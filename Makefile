@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV := $(BIN)/uv --quiet
 
-# WORKERS=2 runs the tests in two processes, each with a local Aurora. Tests of timing may fail where
-# nothing is left of a machine's cores.
-WORKERS ?= 0
+# The tests run in two processes, each with a local Aurora. WORKERS=0 runs them in this one, for a
+# debugger, and where nothing is left of a machine's cores and tests of timing fail.
+WORKERS ?= 2
 PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 
 # The oldest pgvector-python that is allowed, the last of 0.4, and that of constraints.txt.
