@@ -192,6 +192,7 @@ class Attempts:
         self._failures = 0
         self._deadline_s = self._deadline = 0.0
         self._is_uncertain = False
+        self._tried = "a call"
         self._last_error: psycopg.Error | None = None
 
     def left(self) -> dict[str, float]:
@@ -218,6 +219,7 @@ class Attempts:
             self._deadline = self._clock() + self._deadline_s
         self._failures += 1
         self._last_error = failure.error
+        self._tried = "a read" if is_read(step) else "a write"
         longest = min(_FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S)
         pause_s = self._spread(longest / 2, longest)
         if self._clock() + pause_s >= self._deadline:
@@ -241,7 +243,7 @@ class Attempts:
             else ""
         )
         exhausted = RetriesExhaustedError(
-            f"gave up after {self._failures} attempts within"
+            f"gave up {self._tried} after {self._failures} attempts within"
             f" {self._deadline_s:g} s, the deadline_s of retry={outcome}; the last"
             f" reason: {type(last).__name__}: {reason}{also}"
         )

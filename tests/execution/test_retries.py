@@ -370,7 +370,7 @@ async def test_deadline_ends_with_what_was_tried(
         sql.execute(FAULTS.format(count=10**9, sqlstate="40001"))
         began = time.monotonic()
         with pytest.raises(
-            RetriesExhaustedError, match=r"gave up after \d+ attempts within 0\.4"
+            RetriesExhaustedError, match=r"gave up a write after \d+ attempts within 0\.4"
         ) as e:
             await store.put(NS, "k", TEA)
         assert time.monotonic() - began < 5
