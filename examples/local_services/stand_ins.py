@@ -45,7 +45,7 @@ def stand_ins(environ: Mapping[str, str], script: Script = echo) -> Iterator[Sta
     ``EXAMPLE_EMBEDDING_MODEL`` is a model of Bedrock's, unless it is set.
 
     Raises:
-        CredentialsError: the AWS credentials that it names cannot be had.
+        CredentialsError: the AWS credentials that it names cannot be obtained.
         MissingExtraError: ``pip install 'langgraph-aurora-store[local]'`` has not been run.
     """
     with ExitStack() as stack:
@@ -99,8 +99,8 @@ def _session(environ: Mapping[str, str]) -> boto3.Session:
         names = _named_credentials(environ)
         unset = " ".join(f"-u {name}" for name in names)
         raise CredentialsError(
-            f"the AWS credentials that {' and '.join(names)} stands for cannot be had: {error}. Log"
-            f" in, or go without AWS: put 'env {unset}' before the command"
+            f"the AWS credentials of {' and '.join(names)} cannot be obtained: {error}."
+            f" Log in, or go without AWS: put 'env {unset}' before the command"
         ) from None
     return session
 

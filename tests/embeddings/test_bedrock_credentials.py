@@ -1,4 +1,4 @@
-"""Credentials that cannot be had, and unexpected answers: what is told, what is retried."""
+"""Credentials that cannot be obtained, and unexpected answers: what is told, what is retried."""
 
 import logging
 import traceback
