@@ -219,6 +219,8 @@ class Executor:
         is_closed = conn.closed
         if is_read_only(exc) and self._reader is not None:
             return Failure(read_only_endpoint(self._reader), is_closed)
+        if self._retry is None:
+            note_statement_error(conn, exc)
         if self._retry is None or is_optional(step):
             return Failure(exc, is_closed)
         if is_read_only(exc) and not is_closed:
@@ -433,6 +435,8 @@ class AsyncExecutor:
         is_closed = conn.closed
         if is_read_only(exc) and self._reader is not None:
             return Failure(read_only_endpoint(self._reader), is_closed)
+        if self._retry is None:
+            note_statement_error(conn, exc)
         if self._retry is None or is_optional(step):
             return Failure(exc, is_closed)
         if is_read_only(exc) and not is_closed:

@@ -55,3 +55,41 @@ async def _read_after(identifier: str, given: dict[str, Any], change: Any) -> li
         await store.aput(NAMESPACE, "k", {"text": "old"})
         await asyncio.to_thread(change)
         return [await store.aget(NAMESPACE, "k"), *(await store.asearch(NAMESPACE))]
+
+
+@pytest.mark.parametrize("is_asyncio", [False, True], ids=["blocking", "asyncio"])
+def test_without_retries_a_demoted_writer_costs_one_call(is_asyncio: bool) -> None:
+    """The pool lets go of its connections then, and the next call is served."""
+    with LocalAurora(readers=1, export=False) as aurora:
+        given: dict[str, Any] = {
+            "user": aurora.user,
+            "database": aurora.database,
+            "session": aurora.session,
+            "sslrootcert": aurora.sslrootcert,
+            "pool": POOL,
+            "retry": None,
+        }
+
+        def change() -> None:
+            aurora.failover(demoted="read-only")
+
+        if is_asyncio:
+            asyncio.run(_put_twice_after(aurora.identifier, given, change))
+            return
+        with AuroraStore.from_cluster(aurora.identifier, **given) as store:
+            store.setup()
+            store.put(NAMESPACE, "k", {"text": "old"})
+            change()
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                store.put(NAMESPACE, "k", {"text": "refused"})
+            store.put(NAMESPACE, "k", {"text": "new"})
+
+
+async def _put_twice_after(identifier: str, given: dict[str, Any], change: Any) -> None:
+    async with AsyncAuroraStore.from_cluster(identifier, **given) as store:
+        await store.setup()
+        await store.aput(NAMESPACE, "k", {"text": "old"})
+        await asyncio.to_thread(change)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await store.aput(NAMESPACE, "k", {"text": "refused"})
+        await store.aput(NAMESPACE, "k", {"text": "new"})
