@@ -17,6 +17,8 @@ from psycopg.pq import DiagnosticField
 _QUOTING_NO_VALUES = re.compile("0[8A]|25|28|3D|3F|4[02]|5[34578]")
 # A text that is wholly the database's own: RAISE in a trigger, or an external routine's.
 _WRITTEN_BY_THE_DATABASE = re.compile("P0|3[89]|HV")
+# PostgreSQL's function behind RAISE in PL/pgSQL, which may name any SQLSTATE.
+_RAISE = "exec_stmt_raise"
 _VALUES = re.compile('".*"', re.DOTALL)
 
 _KEPT = {
@@ -33,7 +35,9 @@ _KEPT = {
 def without_values(exc: psycopg.Error) -> psycopg.Error:
     """The same error, or one of its class without detail, context and quoted values."""
     sqlstate = exc.sqlstate
-    if sqlstate is None or exc.diag.sqlstate is None or _QUOTING_NO_VALUES.match(sqlstate):
+    if sqlstate is None or exc.diag.sqlstate is None:
+        return exc
+    if _QUOTING_NO_VALUES.match(sqlstate) and exc.diag.source_function != _RAISE:
         return exc
     text = _text(exc, sqlstate)
     info: dict[int, bytes | None] = {DiagnosticField.MESSAGE_PRIMARY: text.encode()}
@@ -45,7 +49,7 @@ def without_values(exc: psycopg.Error) -> psycopg.Error:
 
 def _text(exc: psycopg.Error, sqlstate: str) -> str:
     said = exc.diag.message_primary or ""
-    if _WRITTEN_BY_THE_DATABASE.match(sqlstate):
+    if _WRITTEN_BY_THE_DATABASE.match(sqlstate) or exc.diag.source_function == _RAISE:
         return f"{type(exc).__name__} (SQLSTATE {sqlstate}), with a text of the database's own"
     # An integrity error quotes names only; a data error quotes what it could not read.
     return said if sqlstate.startswith(("23", "XX")) else _VALUES.sub('"..."', said)

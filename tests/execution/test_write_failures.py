@@ -81,6 +81,10 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 END $$;
 CREATE TRIGGER refuse BEFORE INSERT ON store FOR EACH ROW EXECUTE FUNCTION refuse()
 """
+RAISES_INTEGRITY, RAISES_FOR_A_RETRY = (
+    RAISES.replace("new.value;", f"new.value USING ERRCODE = '{sqlstate}';")
+    for sqlstate in ("23514", "40001")
+)
 READS = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     PERFORM (new.value ->> 'text')::uuid; RETURN new;
@@ -93,6 +97,8 @@ CREATE TRIGGER refuse BEFORE INSERT ON store FOR EACH ROW EXECUTE FUNCTION refus
     ("trigger", "error"),
     [
         (RAISES, psycopg.errors.RaiseException),
+        (RAISES_INTEGRITY, psycopg.errors.CheckViolation),
+        (RAISES_FOR_A_RETRY, psycopg.errors.SerializationFailure),
         (READS, psycopg.errors.InvalidTextRepresentation),
     ],
 )
@@ -104,7 +110,7 @@ async def test_trigger_that_quotes_a_value_does_not_show_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Class and SQLSTATE are left of a message that the database made of the value."""
-    async with opened(kind, database.cluster, database.name) as store:
+    async with opened(kind, database.cluster, database.name, retry=None) as store:
         await store.setup()
         with psycopg.connect(database.admin_dsn, autocommit=True) as conn:
             conn.execute(trigger.replace("%%", "%"))
