@@ -229,7 +229,7 @@ class OperationCoalescer:
 
 
 def _fails_all(exc: Exception) -> bool:
-    """Whether every operation would fail like this, because the server cannot be obtained."""
+    """Whether every operation would fail like this, for want of a connection or of a writer."""
     if isinstance(exc, psycopg.errors.ReadOnlySqlTransaction | ClusterError):
         return True
     if isinstance(exc, CredentialsError):  # a model's leave alone what is not embedded
